@@ -1,0 +1,19 @@
+"""Attention-based image captioning in PyTorch Lightning.
+
+Read the package in the order in which the data flows:
+
+    vocabulary      words <-> numbers
+    features/       photographs -> frozen CNN or detector features -> an HDF5 cache
+    data/           annotation files + cache -> batches
+    models/         features + words so far -> scores of the next word; one file per family
+    decoding/       a model -> captions: greedy, sampling, beam search
+    metrics/        captions -> scores, pure text to numbers
+    objectives/     (model, batch) -> loss; one file per training idea
+    module          the LightningModule: steps, optimisers, validation captions
+    checkpoint      what a checkpoint says about itself
+    predictor       a checkpoint + a photograph -> a caption
+    visualise       where the model looked, as pictures
+    extract train evaluate caption demo      the commands
+"""
+
+__version__ = "0.1.0"

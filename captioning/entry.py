@@ -1,0 +1,54 @@
+"""What all commands share: the config folder, and bad input told in one sentence instead of a traceback."""
+
+import functools
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from captioning.errors import InputError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+_NOISE = (
+    ".*LeafSpec.*",  # Lightning 2.6 with torch 2.15, on every fit
+    ".*does not have many workers.*",  # one batch is one read; workers gain nothing on two cores
+    ".*obtained by tracing the model in eval mode are a subsequence.*",  # only evaluation nodes are cut
+    ".*Checkpoint directory .* exists and is not empty.*",
+)
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+    """Make a function of a composed config the command `config_name`.
+
+    `InputError` ends it with exit status 2 and the error's text; Ctrl-C with 130.
+    """
+
+    def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], Any]:
+        @functools.wraps(main)
+        def guarded(config: DictConfig) -> Any:
+            quieten()
+            try:
+                return main(config)
+            except InputError as error:
+                print(f"error: {error}", file=sys.stderr)
+                raise SystemExit(2) from None
+            except KeyboardInterrupt:
+                print("stopped", file=sys.stderr)
+                raise SystemExit(130) from None
+
+        return hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)
+
+    return decorate
+
+
+def quieten() -> None:
+    """Silence warnings that tell the user nothing to act on."""
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)

@@ -1,0 +1,48 @@
+"""Reading photographs: any file that Pillow opens becomes an upright 8-bit RGB picture, or a clear error.
+
+Grey, palette, CMYK, 16-bit and transparent pictures are converted; the EXIF orientation is applied. A
+truncated file is refused rather than half of it filled with grey: its features would look valid and be wrong.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from captioning.errors import InputError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Open a picture as upright 8-bit RGB.
+
+    Raises:
+        InputError: there is no such file, or Pillow can't read all of it.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty (0 bytes)")
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a readable image ({error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        # Pillow's own conversion clips 16-bit values at 255 and turns such a picture white.
+        values = np.asarray(image, dtype=np.float32)
+        high = 65535.0 if values.max(initial=0) > 255 else 255.0
+        image = Image.fromarray((values.clip(0, high) * (255.0 / high)).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")

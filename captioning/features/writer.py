@@ -1,0 +1,223 @@
+"""Fills a feature cache row by row so that a kill at any moment loses nothing (`cache` tells the layout)."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from captioning.errors import InputError
+from captioning.features.cache import (
+    LAYOUT,
+    RECORD,
+    TO_DO,
+    UNREADABLE,
+    WRITTEN,
+    Row,
+    check_provenance,
+    open_cache,
+)
+
+
+class CacheWriter:
+    """Fills a cache, going on where an earlier run stopped.
+
+    The rows grow in `<path>.partial`, which `finish` renames to `path`. A finished file with the same
+    provenance is completed in place where only rows are missing, and copied into a new one where images were
+    added.
+
+    Args:
+        path: the finished file's name.
+        image_ids: every image that the file is to hold, in the order of its rows.
+        shape: (R, D) of one row.
+        provenance: plain JSON values; see `check_provenance`.
+        with_boxes: whether rows have boxes and scores.
+
+    Raises:
+        InputError: the file was made otherwise, another process is writing it, or the disk is too small.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        image_ids: Sequence[str],
+        shape: tuple[int, int],
+        provenance: Mapping[str, Any],
+        *,
+        with_boxes: bool = False,
+    ) -> None:
+        self.path, self.partial = Path(path), Path(f"{path}.partial")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.image_ids, self._shape, self._with_boxes = list(image_ids), shape, with_boxes
+        self.target = self._prepare(self.image_ids, dict(provenance))
+        self._descriptor = os.open(self.target, os.O_RDWR)
+        self._lock()
+        self._find_offsets()
+        self._waiting: list[tuple[int, bytes]] = []
+
+    def __enter__(self) -> "CacheWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def forget(self, image_ids: Sequence[str]) -> None:
+        """Count rows as still to do, because `verify` found them corrupt."""
+        for row, image_id in enumerate(self.image_ids):
+            if image_id in image_ids:
+                self._record(row, TO_DO, 0, 0)
+        self.flush()
+
+    @property
+    def to_do(self) -> np.ndarray:
+        """Row numbers whose image has no features yet, ascending."""
+        return np.flatnonzero(self.records["status"] != WRITTEN)
+
+    def write(self, row: int, content: Row) -> None:
+        """Put one image's features into its row; it counts from the next `flush` on."""
+        with np.errstate(over="ignore"):
+            content = content._replace(features=content.features.astype(np.float16, copy=False))
+        if not np.isfinite(content.features).all():
+            raise InputError("the features hold values that float16 can't: NaN, Inf or beyond ±65504")
+        self._put(content.features, self._offsets[row])
+        if self._with_boxes:
+            assert content.boxes is not None and content.scores is not None
+            self._put(content.boxes, self._boxes_at + row * content.boxes.nbytes)
+            self._put(content.scores, self._scores_at + row * content.scores.nbytes)
+        self._record(row, WRITTEN, content.num_regions, content.checksum())
+
+    def mark_unreadable(self, row: int) -> None:
+        """Note that the image of this row can't be read; a later run tries it again."""
+        self._record(row, UNREADABLE, 0, 0)
+
+    def flush(self) -> None:
+        """Bring rows to the disk, then the records that declare them valid."""
+        os.fdatasync(self._descriptor)
+        for row, record in self._waiting:
+            self._put(np.frombuffer(record, np.uint8), self._rows_at + row * RECORD.itemsize)
+        self._waiting.clear()
+
+    def finish(self) -> None:
+        """Sync everything and give the file its final name."""
+        self.flush()
+        os.fsync(self._descriptor)
+        self.close()
+        if self.target == self.partial:
+            os.replace(self.partial, self.path)
+
+    def close(self) -> None:
+        """Leave the file as it is; rows since the last `flush` will be made again."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _prepare(self, image_ids: list[str], provenance: dict[str, Any]) -> Path:
+        """Decide which file to write: the partial, the finished, or a new one with old rows copied."""
+        for existing in (self.partial, self.path):
+            if not existing.exists():
+                continue
+            with open_cache(existing) as file:
+                check_provenance(existing, json.loads(file.attrs["provenance"]), provenance)
+                if file["features"].shape[1:] != self._shape:
+                    raise InputError(
+                        f"{existing} holds {file['features'].shape[1:]} a row, not {self._shape}"
+                    )
+                same = [key.decode() for key in file["image_id"][:]] == image_ids
+            if same:
+                return existing
+            self._create(image_ids, provenance, copy_from=existing)
+            return self.partial
+        self._create(image_ids, provenance)
+        return self.partial
+
+    def _create(
+        self, image_ids: list[str], provenance: dict[str, Any], copy_from: Path | None = None
+    ) -> None:
+        row_bytes = self._shape[0] * self._shape[1] * 2
+        needed, free = len(image_ids) * row_bytes, shutil.disk_usage(self.path.parent).free
+        if needed > free:
+            raise InputError(
+                f"{self.path} needs {needed / 1e9:.2f} GB ({len(image_ids)} images of "
+                f"{row_bytes / 1024:.0f} KiB) but {self.path.parent} has {free / 1e9:.2f} GB free; make room or set features.path=..."
+            )
+        fresh = Path(f"{self.partial}.new")
+        with h5py.File(fresh, "w") as file:
+            file.attrs["layout"], file.attrs["provenance"] = LAYOUT, json.dumps(provenance, sort_keys=True)
+            count = len(image_ids)
+            file.create_dataset("image_id", data=image_ids or None, shape=(count,), dtype=h5py.string_dtype())
+            _allocate(file, "features", (count, *self._shape), np.dtype("<f2"), chunk=(1, *self._shape))
+            file.create_dataset("rows", data=np.zeros(count, RECORD))
+            if self._with_boxes:
+                _allocate(file, "boxes", (count, self._shape[0], 4), np.dtype("<f4"))
+                _allocate(file, "scores", (count, self._shape[0]), np.dtype("<f4"))
+        with open(fresh, "rb+") as raw:
+            os.fsync(raw.fileno())
+        if copy_from is not None:
+            self._copy_rows(copy_from, fresh)
+        os.replace(fresh, self.partial)
+
+    def _copy_rows(self, source: Path, target: Path) -> None:
+        with open_cache(source) as old, h5py.File(target, "r+") as new:
+            positions = {key: row for row, key in enumerate(new["image_id"][:])}
+            for row, (key, record) in enumerate(zip(old["image_id"][:], old["rows"][:], strict=True)):
+                if record["status"] == WRITTEN and key in positions:
+                    for name in ("features", "boxes", "scores", "rows"):
+                        if name in new:
+                            new[name][positions[key]] = old[name][row]
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise InputError(f"another process is writing {self.target}; wait for it to end") from error
+
+    def _find_offsets(self) -> None:
+        with open_cache(self.target) as file:
+            self.records = file["rows"][:]
+            self._offsets = np.zeros(len(self.records), np.int64)
+
+            def note(chunk: Any) -> None:
+                self._offsets[chunk.chunk_offset[0]] = chunk.byte_offset
+
+            file["features"].id.chunk_iter(note)
+            self._rows_at = file["rows"].id.get_offset()
+            self._boxes_at = file["boxes"].id.get_offset() if self._with_boxes else 0
+            self._scores_at = file["scores"].id.get_offset() if self._with_boxes else 0
+
+    def _record(self, row: int, status: int, count: int, checksum: int) -> None:
+        self.records[row] = (status, count, checksum)
+        self._waiting.append((row, self.records[row].tobytes()))
+
+    def _put(self, values: np.ndarray, offset: int) -> None:
+        content = memoryview(np.ascontiguousarray(values).view(np.uint8).reshape(-1).data)
+        while content:
+            try:
+                written = os.pwrite(self._descriptor, content, offset)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise InputError(
+                    f"{self.target}: the disk is full; the rows so far are kept, make room and run the same "
+                    "command again to go on"
+                ) from error
+            content, offset = content[written:], offset + written
+
+
+def _allocate(
+    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, chunk: tuple[int, ...] | None = None
+) -> None:
+    """Create a dataset whose every byte has its place in the file at once (without writing it)."""
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    if chunk is not None and shape[0]:
+        layout.set_chunk(chunk)
+    space = h5py.h5s.create_simple(shape)
+    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), space, layout)

@@ -1,0 +1,66 @@
+"""Attention over regions.
+
+Additive attention is Bahdanau, Cho and Bengio (2015), equations 5 and 6, with biases as in the seed post:
+
+    e_i = v · tanh(W_k a_i + W_q h) + b        alpha = softmax(e)        context = sum_i alpha_i a_i
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Regions(NamedTuple):
+    """What attention reads again for every word: values (B, R, D), keys (B, R, A) and mask (B, R) or None."""
+
+    values: Tensor
+    keys: Tensor
+    mask: Tensor | None
+
+
+class AdditiveAttention(nn.Module):
+    """Scores regions by a one-layer perceptron of region and query.
+
+    Args:
+        value_dim: D, size of a region.
+        query_dim: size of the query, the decoder's hidden vector.
+        attention_dim: A, size of the common space.
+    """
+
+    def __init__(self, *, value_dim: int, query_dim: int, attention_dim: int) -> None:
+        super().__init__()
+        self.key = nn.Linear(value_dim, attention_dim)
+        self.query = nn.Linear(query_dim, attention_dim)
+        self.score = nn.Linear(attention_dim, 1)
+
+    def prepare(self, values: Tensor, mask: Tensor | None) -> Regions:
+        """Project the regions once an image."""
+        return Regions(values, self.key(values), mask)
+
+    def forward(self, query: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
+        """Look at the regions.
+
+        Args:
+            query: (B, H).
+            regions: from `prepare`.
+
+        Returns:
+            the context (B, D) and the weights (B, R), which sum to one over real regions and are zero
+            elsewhere.
+        """
+        energy = torch.tanh(regions.keys + self.query(query)[:, None])  # (B, R, A)
+        weights = masked_softmax(self.score(energy).squeeze(-1), regions.mask)  # (B, R)
+        return weighted_sum(weights, regions.values), weights
+
+
+def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the real regions, in float32: (B, R) -> (B, R)."""
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.float().softmax(-1)
+
+
+def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
+    """Average of the values (B, R, D) under the weights (B, R): (B, D)."""
+    return torch.bmm(weights.to(values.dtype)[:, None], values).squeeze(1)

@@ -1,0 +1,141 @@
+"""The LightningModule: thin, because models, objectives and decoders do the work."""
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from captioning.data.dataset import Batch
+from captioning.decoding import Decoded
+from captioning.metrics import score_all
+from captioning.models.base import CaptionModel
+from captioning.objectives import CrossEntropy
+from captioning.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+Objective = Callable[[CaptionModel, Batch], dict[str, Tensor]]
+
+
+class CaptioningModule(LightningModule):
+    """Trains a model with an objective; after each epoch captions the validation images and scores them.
+
+    Logs `train/*` (what the objective returns), `val/nll` (nats a word), `val/perplexity`, and BLEU-4 and
+    CIDEr-D of the validation images times 100, as `val/bleu_4` and `val/cider_d`.
+
+    Args:
+        model: any caption model.
+        objective: what training minimises; validation always measures plain cross-entropy, so that runs
+            compare.
+        optimizer: called with the parameters.
+        scheduler: called with the optimizer and the number of steps, stepped after each batch; None for none.
+        vocabulary: the words.
+        decoding: a decoder, called with (model, features, mask).
+        description: what a checkpoint says of itself, see `checkpoint.describe`.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: CaptionModel,
+        objective: Objective,
+        optimizer: Callable[[Iterable[Tensor]], Optimizer],
+        scheduler: Callable[[Optimizer, int], LRScheduler] | None,
+        vocabulary: Vocabulary,
+        decoding: Callable[..., Decoded],
+        description: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.model, self.objective, self.decoding = model, objective, decoding
+        self.vocabulary, self.description = vocabulary, dict(description)
+        self._optimizer, self._scheduler = optimizer, scheduler
+        self._candidates: dict[str, str] = {}
+        self._references: dict[str, tuple[str, ...]] = {}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Log what the objective returns and hand its loss to the optimizer."""
+        terms = self.objective(self.model, batch)
+        tokens = int(terms.pop("tokens"))
+        for name, value in terms.items():
+            self.log(
+                f"train/{name}",
+                value.detach(),
+                on_step=True,
+                on_epoch=True,
+                prog_bar=name == "loss",
+                batch_size=tokens,
+            )
+        if not torch.isfinite(terms["loss"]):
+            raise FloatingPointError(
+                f"the loss is {terms['loss'].item()} at step {self.global_step}; lower optimizer.lr, set "
+                "trainer.gradient_clip_val=1 or trainer.precision=32, and go on with resume=<run folder>"
+            )
+        return terms["loss"]
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Measure cross-entropy over captions (first loader), caption images (second loader)."""
+        if dataloader_idx == 0:
+            terms = CrossEntropy()(self.model, batch)
+            self.log(
+                "val/nll",
+                terms["nll"],
+                batch_size=int(terms["tokens"]),
+                add_dataloader_idx=False,
+                prog_bar=True,
+            )
+            return
+        for image_id, caption in zip(batch.image_ids, self.caption(batch), strict=True):
+            self._candidates[image_id] = caption
+        self._references.update(zip(batch.image_ids, batch.references, strict=True))
+
+    def on_validation_epoch_end(self) -> None:
+        """Score this epoch's captions."""
+        nll = self.trainer.callback_metrics.get("val/nll")
+        if nll is not None:
+            self.log("val/perplexity", math.exp(min(float(nll), 50.0)))
+        if self._candidates and not self.trainer.sanity_checking:
+            scores = score_all(("bleu", "cider_d"), self._candidates, self._references)
+            self.log("val/bleu_4", 100 * scores["bleu_4"].corpus)
+            self.log("val/cider_d", 100 * scores["cider_d"].corpus, prog_bar=True)
+        self._candidates, self._references = {}, {}
+
+    def on_train_epoch_end(self) -> None:
+        """Say in one line how the epoch went."""
+        metrics = self.trainer.callback_metrics
+        names = ("train/loss_epoch", "val/nll", "val/perplexity", "val/bleu_4", "val/cider_d")
+        told = ", ".join(
+            f"{name.removesuffix('_epoch')} {float(metrics[name]):.3f}" for name in names if name in metrics
+        )
+        log.info("epoch %d: %s", self.current_epoch, told)
+
+    @torch.no_grad()
+    def caption(self, batch: Batch) -> list[str]:
+        """Caption the images of a batch as text."""
+        return [self.vocabulary.decode(tokens) for tokens in self.decode(batch).tokens.tolist()]
+
+    @torch.no_grad()
+    def decode(self, batch: Batch) -> Decoded:
+        """Caption the images of a batch."""
+        return self.decoding(self.model, batch.features, batch.mask)
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer, and the schedule over all steps."""
+        optimizer = self._optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        if self._scheduler is None:
+            return optimizer
+        schedule = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write what makes the checkpoint self-sufficient, and the random state that resuming needs."""
+        checkpoint["captioning"] = {**self.description, "random_state": torch.get_rng_state()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the random state where training stopped, so that dropout draws what it would have drawn."""
+        torch.set_rng_state(checkpoint["captioning"]["random_state"].cpu())

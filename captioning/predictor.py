@@ -1,0 +1,105 @@
+"""A checkpoint and a photograph in, a caption out.
+
+predictor = Predictor.load("runs/flickr8k/.../checkpoints/best.ckpt")
+caption = predictor(read_image("dog.jpg"))
+caption.text, caption.words, caption.attention
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from captioning import checkpoint
+from captioning.decoding import Decoded
+from captioning.features import Backbone, check_provenance
+from captioning.models.base import CaptionModel
+from captioning.vocabulary import Vocabulary
+
+
+class Caption(NamedTuple):
+    """Text, its T words, attention (T, R) or None, log-probability in nats, boxes (R, 4) or None."""
+
+    text: str
+    words: list[str]
+    attention: np.ndarray | None
+    log_prob: float
+    boxes: np.ndarray | None = None
+
+
+class Predictor:
+    """Captions photographs with a trained model.
+
+    Args:
+        model: in evaluation mode.
+        vocabulary: its words.
+        backbone: makes the features that the model was trained on.
+        decoding: called with (model, features, mask).
+    """
+
+    def __init__(
+        self,
+        *,
+        model: CaptionModel,
+        vocabulary: Vocabulary,
+        backbone: Backbone,
+        decoding: Callable[..., Decoded],
+    ) -> None:
+        self.model, self.vocabulary, self.backbone, self.decoding = model, vocabulary, backbone, decoding
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device)
+        self.backbone.to(self.device)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, decoding: Callable[..., Decoded], weights: str | None = None
+    ) -> "Predictor":
+        """Build everything from a checkpoint.
+
+        Args:
+            path: checkpoint file or run folder; the best epoch is taken from a folder.
+            decoding: for example `functools.partial(greedy, max_words=20)`.
+            weights: where the backbone's weights lie now, if they have moved.
+
+        Raises:
+            InputError: no such checkpoint, or the backbone's weights are missing or have changed.
+        """
+        loaded = checkpoint.load(checkpoint.locate(path, ("best.ckpt", "last.ckpt")))
+        config = dict(loaded.description["features"]["extractor"])
+        if weights:
+            config["weights"] = weights
+        backbone = checkpoint.build(config)
+        made = {
+            key: value
+            for key, value in backbone.provenance.items()
+            if key in loaded.description["provenance"]
+        }
+        check_provenance(path, loaded.description["provenance"], made)
+        return cls(model=loaded.model, vocabulary=loaded.vocabulary, backbone=backbone, decoding=decoding)
+
+    def __call__(self, image: Image.Image) -> Caption:
+        """Caption one upright RGB picture."""
+        return self.batch([image])[0]
+
+    @torch.no_grad()
+    def batch(self, images: Sequence[Image.Image]) -> list[Caption]:
+        """Caption several pictures at once."""
+        pictures = torch.stack([self.backbone.transform(image) for image in images]).to(self.device)
+        features = self.backbone(pictures)
+        decoded = self.decoding(self.model, features.half(), None)
+        return [self._caption(decoded, row) for row in range(len(images))]
+
+    def _caption(self, decoded: Decoded, row: int) -> Caption:
+        words = self.vocabulary.split(decoded.tokens[row].tolist())
+        attention = None
+        if decoded.attention is not None:
+            attention = decoded.attention[row, : len(words)].float().cpu().numpy()
+        return Caption(" ".join(words), words, attention, float(decoded.log_probs[row].sum()))
+
+
+def as_json(name: str, caption: Caption) -> dict[str, Any]:
+    """Say a caption in plain values, for a JSON line."""
+    return {"image": name, "caption": caption.text, "log_prob": round(caption.log_prob, 4)}

@@ -1,0 +1,34 @@
+"""Learning-rate schedules over a known number of steps: (optimizer, total_steps, *, …) -> scheduler."""
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def warmup_cosine(
+    optimizer: Optimizer, total_steps: int, *, warmup_share: float, final_share: float
+) -> LambdaLR:
+    """Rise linearly to the optimizer's rate, then fall along half a cosine (one cycle, Smith 2018).
+
+    Args:
+        optimizer: its learning rate is the peak.
+        total_steps: of the whole training.
+        warmup_share: part of the steps that rise, 0 to 1.
+        final_share: of the peak, where the cosine ends.
+    """
+    warmup = max(1, round(total_steps * warmup_share))
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, share)
+
+
+def step_decay(optimizer: Optimizer, total_steps: int, *, factor: float, times: int) -> LambdaLR:
+    """Multiply the rate by `factor` at `times` evenly spaced moments of the training."""
+    every = max(1, total_steps // (times + 1))
+    return LambdaLR(optimizer, lambda step: factor ** min(times, step // every))

@@ -1,0 +1,104 @@
+"""Train a captioner: `python -m captioning.train experiment=coco30k`; without arguments, the toy one."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from captioning import checkpoint
+from captioning.data import CaptionDataModule
+from captioning.entry import command
+from captioning.errors import InputError
+from captioning.features import extract
+from captioning.module import CaptioningModule
+from captioning.progress import track
+from captioning.training import SafeCheckpointIO, TraceShapes
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig) -> float | None:
+    """Run a training and return the monitored value of its best epoch, for sweeps."""
+    seed_everything(config.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision("high")
+    start = (
+        checkpoint.read(config.resume or config.start_from) if config.resume or config.start_from else None
+    )
+    if config.prepare:
+        prepare(config)
+    datamodule = build_data(config, words=start["captioning"]["words"] if start else None)
+    module = build_module(config, datamodule)
+    if start and not config.resume:
+        module.load_state_dict(start["state_dict"])
+    trainer = instantiate(
+        config.trainer,
+        logger=list(instantiate(config.logger).values()),
+        callbacks=[*instantiate(config.trainer.callbacks), *([TraceShapes()] if config.trace_shapes else [])],
+        plugins=[SafeCheckpointIO()],
+    )
+    count = sum(parameter.numel() for parameter in module.parameters())
+    log.info(
+        "%s: %s parameters, %d words, run folder %s",
+        config.name,
+        f"{count:,}",
+        len(module.vocabulary),
+        config.output_dir,
+    )
+    trainer.fit(
+        module,
+        datamodule=datamodule,
+        ckpt_path=checkpoint.locate(config.resume) if config.resume else None,
+        weights_only=True,
+    )
+    best = trainer.checkpoint_callback
+    if best is None or best.best_model_score is None:
+        return None
+    log.info("best %s %.3f: %s", best.monitor, best.best_model_score, best.best_model_path)
+    return float(best.best_model_score)
+
+
+def prepare(config: DictConfig) -> None:
+    """Extract features that are not there yet, so that one command leads from photographs to a model."""
+    if not Path(config.features.path).exists():
+        images = {record.image_id: record.path for record in instantiate(config.data.reader)()}
+        extractor = instantiate(config.features.extractor)
+        report = extract(extractor, images, config.features.path, progress=track, **config.features.run)
+        log.info("extracted %d images in %.0f s to %s", report.done_now, report.seconds, config.features.path)
+
+
+def build_data(config: DictConfig, words: list[str] | None = None) -> CaptionDataModule:
+    """Build and set up the datamodule; it refuses features of another kind than the config's."""
+    provenance = OmegaConf.to_container(config.features.provenance, resolve=True)
+    datamodule: CaptionDataModule = instantiate(config.data, provenance=provenance, words=words)
+    datamodule.setup()
+    return datamodule
+
+
+def build_module(config: DictConfig, datamodule: CaptionDataModule) -> CaptioningModule:
+    """Build model, objective and module; the model gets as many words as the vocabulary really has."""
+    assert datamodule.vocabulary is not None
+    config.model.vocabulary_size = len(datamodule.vocabulary)
+    if config.features.dim != config.model.get("feature_dim", config.features.dim):
+        raise InputError(
+            f"model.feature_dim is {config.model.feature_dim} but the features have {config.features.dim}"
+        )
+    parts: dict[str, Any] = {
+        name: instantiate(config[name])
+        for name in ("model", "objective", "optimizer", "scheduler", "decoding")
+    }
+    description = checkpoint.describe(config, datamodule.vocabulary.words, datamodule.cache.provenance)
+    return CaptioningModule(vocabulary=datamodule.vocabulary, description=description, **parts)
+
+
+@command("train")
+def main(config: DictConfig) -> float | None:
+    """Run the command."""
+    return train(config)
+
+
+if __name__ == "__main__":
+    main()

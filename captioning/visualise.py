@@ -1,0 +1,100 @@
+"""Pictures of where the model looked for each word.
+
+As in the seed post: the image once a word, with the attention laid over it smoothly. Weights are scaled to
+each word's own minimum and maximum for display only (flaw S13), so that a diffuse map is seen as such by its
+title.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+COLUMNS = 4  # pictures a row
+SIDE = 256  # pixels of a shown picture's longer side
+
+
+def attention_figure(
+    image: Image.Image,
+    words: Sequence[str],
+    attention: np.ndarray,
+    boxes: np.ndarray | None = None,
+    title: str = "",
+) -> Any:
+    """Draw the image and then, once a word, the image with that word's attention.
+
+    Args:
+        image: RGB, any size; shown with its own aspect.
+        words: T words.
+        attention: (T, R) weights of each word over the regions. Without boxes the regions are the cells of a
+            square grid, row by row from the top left.
+        boxes: (R, 4) x1 y1 x2 y2 as fractions of the picture, for detector regions.
+        title: shown above all.
+
+    Returns:
+        a matplotlib Figure; `close` it after use.
+    """
+    from matplotlib.figure import Figure
+
+    image = image.copy()
+    image.thumbnail((SIDE * 2, SIDE * 2))
+    rows = math.ceil((len(words) + 1) / COLUMNS)
+    height = 2.6 * image.height / image.width + 0.45
+    figure = Figure(figsize=(2.6 * COLUMNS, rows * min(height, 4.0) + 0.4), layout="constrained")
+    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    axes[0].imshow(image)
+    axes[0].set_title("picture", fontsize=11, color="grey")
+    for axis, word, weights in zip(axes[1:], words, attention, strict=False):
+        axis.set_title(word, fontsize=15)
+        axis.imshow(overlay(image, weights, boxes))
+    if title:
+        figure.suptitle(title, fontsize=15)
+    return figure
+
+
+def overlay(image: Image.Image, weights: np.ndarray, boxes: np.ndarray | None = None) -> np.ndarray:
+    """Light up the regions a word looked at and darken the rest: (H, W, 3) bytes.
+
+    Args:
+        image: RGB.
+        weights: (R,) attention of one word.
+        boxes: see `attention_figure`.
+    """
+    heat = _grid_heat(weights, image.size) if boxes is None else _box_heat(weights, boxes, image.size)
+    heat = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-8)
+    pixels = np.asarray(image, dtype=np.float32)
+    warm = np.array([255.0, 190.0, 60.0], dtype=np.float32)
+    lit = pixels * (0.30 + 0.70 * heat[..., None]) + warm * 0.22 * heat[..., None]
+    return lit.clip(0, 255).astype(np.uint8)
+
+
+def save(figure: Any, path: Any) -> None:
+    """Write the figure to a file of any format that matplotlib knows by its suffix."""
+    figure.savefig(path, dpi=100)
+
+
+def close(figure: Any) -> None:
+    """Free the figure."""
+    figure.clear()
+
+
+def _grid_heat(weights: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    side = math.isqrt(len(weights))
+    if side * side != len(weights):
+        raise ValueError(f"{len(weights)} regions are no square grid; pass their boxes")
+    grid = Image.fromarray(weights.reshape(side, side).astype(np.float32))
+    return np.asarray(grid.resize(size, Image.Resampling.BICUBIC)).clip(0)
+
+
+def _box_heat(weights: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    width, height = size
+    heat = np.zeros((height, width), dtype=np.float32)
+    corners = (np.asarray(boxes) * np.array([width, height, width, height])).round().astype(int)
+    for weight, (left, top, right, bottom) in zip(weights, corners, strict=True):
+        area = heat[top : max(bottom, top + 1), left : max(right, left + 1)]
+        np.maximum(area, weight, out=area)  # the strongest box at each pixel: many boxes overlap
+    return heat

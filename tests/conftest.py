@@ -1,0 +1,130 @@
+"""Everything tests share: seeds, a small toy data set with features, a ragged batch, every family at toy
+size.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from captioning.data import Batch, CaptionDataModule
+from captioning.data.dataset import pad_captions
+from captioning.data.toy import read_toy
+from captioning.entry import CONF, quieten
+from captioning.features import Backbone, extract
+from captioning.models import CaptionModel, GRUAttention
+from captioning.vocabulary import END, START
+
+VOCABULARY, REGIONS, DIM = 11, 5, 6
+
+FAMILIES: dict[str, Callable[..., CaptionModel]] = {
+    "gru_attention": lambda **sizes: GRUAttention(
+        **{
+            "encoder_dim": 7, "attention_dim": 8, "embedding_dim": 9, "hidden_dim": 10,
+            "dropout": 0.0, "activation": torch.nn.Tanh(), **sizes,
+        }
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    quieten()
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(family: str) -> CaptionModel:
+    return build(family)
+
+
+def build(family: str, vocabulary_size: int = VOCABULARY, **sizes: object) -> CaptionModel:
+    torch.manual_seed(1)
+    return FAMILIES[family](feature_dim=DIM, vocabulary_size=vocabulary_size, **sizes).eval()
+
+
+def batch_of(
+    captions: list[list[int]],
+    counts: list[int] | None = None,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Batch:
+    """A batch of given captions (without START and END) with random features and, if wanted, ragged counts."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(len(captions), REGIONS, DIM, generator=generator).to(dtype)
+    mask = None if counts is None else torch.arange(REGIONS) < torch.tensor(counts)[:, None]
+    if mask is not None:
+        features = features * mask[..., None]
+    tokens = pad_captions([[START, *caption, END] for caption in captions])
+    names = [f"image{row}" for row in range(len(captions))]
+    return Batch(features, mask, tokens, names, [("a caption",)] * len(captions))
+
+
+@pytest.fixture
+def ragged() -> Batch:
+    return batch_of([[4, 5, 6], [7, 3], [8, 9, 10, 4, 5], [6]], counts=[5, 3, 4, 1])
+
+
+def compose_config(name: str = "train", *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(overrides))
+
+
+TOY_SCENES = {"train": 24, "val": 8, "test": 8}
+
+
+@pytest.fixture(scope="session")
+def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a small toy set and its features, at the places that the toy config names."""
+    root = tmp_path_factory.mktemp("data")
+    records = read_toy(root / "toy", TOY_SCENES, seed=0)
+    config = compose_config("train", f"data_root={root}", "output_dir=none")
+    from hydra.utils import instantiate
+
+    extract(
+        instantiate(config.features.extractor),
+        {record.image_id: record.path for record in records},
+        config.features.path,
+        batch_size=8,
+        num_workers=0,
+    )
+    return root
+
+
+@pytest.fixture(scope="session")
+def toy_overrides(toy_root: Path) -> list[str]:
+    """Options that make a training run tiny, exact and quiet."""
+    scenes = json.dumps(TOY_SCENES).replace('"', "")
+    return [
+        f"data_root={toy_root}", f"data.reader.scenes={scenes}", "logger=csv",
+        "trainer.precision=32", "trainer.max_epochs=1", "data.batch_size=16", "model.encoder_dim=8",
+        "model.attention_dim=8", "model.embedding_dim=8", "model.hidden_dim=16",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def toy_data(toy_root: Path, toy_overrides: list[str]) -> CaptionDataModule:
+    from captioning.train import build_data
+
+    return build_data(compose_config("train", *toy_overrides, "output_dir=none"))
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    return Backbone(
+        architecture="resnet18",
+        node="layer2",
+        weights="random",
+        image_size=[64, 64],
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+    )

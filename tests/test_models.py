@@ -1,0 +1,215 @@
+"""Laws that every family keeps; adding a family means adding one line to conftest.FAMILIES."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from captioning.data import Batch
+from captioning.models import CaptionModel, GRUAttention, Output, pick, real_steps
+from captioning.models.attention import AdditiveAttention
+from captioning.models.base import longest_first
+from captioning.models.encoder import masked_mean
+from captioning.objectives import CrossEntropy
+from captioning.vocabulary import PAD, START
+from tests.conftest import DIM, FAMILIES, REGIONS, VOCABULARY, batch_of, build
+
+
+def step_by_step(model: CaptionModel, batch: Batch) -> Output:
+    """The reference: the base class' loop over `step`."""
+    memory = model.encode(batch.features, batch.mask)
+    return CaptionModel.unroll(model, memory, batch.tokens[:, :-1])
+
+
+def test_teacher_forcing_equals_step_by_step(model: CaptionModel, ragged: Batch) -> None:
+    fast = model(ragged.features, ragged.tokens[:, :-1], ragged.mask)
+    slow = step_by_step(model, ragged)
+    real = real_steps(ragged.tokens[:, :-1])
+    torch.testing.assert_close(fast.hidden[real], slow.hidden[real], atol=1e-5, rtol=1e-5)
+    if slow.attention is not None:
+        torch.testing.assert_close(fast.attention, slow.attention, atol=1e-5, rtol=1e-5)
+    assert fast.extras.keys() == slow.extras.keys()
+
+
+def test_loss_and_every_gradient_equal_step_by_step(family: str, ragged: Batch) -> None:
+    gradients = []
+    for unroll in (None, CaptionModel.unroll):
+        model = build(family)
+        if unroll is not None:
+            model.unroll = unroll.__get__(model)  # type: ignore[method-assign]
+        loss = CrossEntropy()(model, ragged)["loss"]
+        loss.backward()
+        gradients.append(
+            {"loss": loss.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
+        )
+    fast, slow = gradients
+    assert fast.keys() == slow.keys()
+    for name in slow:
+        torch.testing.assert_close(
+            fast[name], slow[name], atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def test_padded_words_change_neither_loss_nor_gradients(family: str, ragged: Batch) -> None:
+    longer = ragged._replace(tokens=functional.pad(ragged.tokens, (0, 3), value=PAD))
+    results = []
+    for batch in (ragged, longer):
+        model = build(family)
+        loss = CrossEntropy()(model, batch)["loss"]
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_padded_regions_change_nothing(model: CaptionModel, ragged: Batch) -> None:
+    noisy = ragged.features + 100 * torch.randn_like(ragged.features) * ~ragged.mask[..., None]
+    one = model(ragged.features, ragged.tokens[:, :-1], ragged.mask)
+    other = model(noisy, ragged.tokens[:, :-1], ragged.mask)
+    torch.testing.assert_close(one.hidden, other.hidden)
+
+
+def test_batch_order_is_irrelevant(model: CaptionModel, ragged: Batch) -> None:
+    order = torch.tensor([2, 0, 3, 1])
+    straight = model(ragged.features, ragged.tokens[:, :-1], ragged.mask)
+    turned = model(ragged.features[order], ragged.tokens[order, :-1], ragged.mask[order])
+    torch.testing.assert_close(straight.hidden[order], turned.hidden)
+
+
+def test_attention_sums_to_one_over_real_regions(model: CaptionModel, ragged: Batch) -> None:
+    attention = model(ragged.features, ragged.tokens[:, :-1], ragged.mask).attention
+    if attention is None:
+        pytest.skip("this family does not attend to regions")
+    real = real_steps(ragged.tokens[:, :-1])
+    torch.testing.assert_close(attention.sum(-1), real.float())
+    assert not attention[~ragged.mask[:, None].expand_as(attention)].any()
+
+
+def test_gradients_reach_every_parameter(family: str, ragged: Batch) -> None:
+    model = build(family)
+    CrossEntropy()(model, ragged)["loss"].backward()
+    without = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    assert not without
+
+
+def test_the_initial_loss_is_about_the_logarithm_of_the_vocabulary(family: str) -> None:
+    words = torch.Generator().manual_seed(3)
+    captions = [torch.randint(4, 500, (6,), generator=words).tolist() for _ in range(16)]
+    loss = CrossEntropy()(build(family, vocabulary_size=500), batch_of(captions))["loss"]
+    assert abs(loss.item() - math.log(500)) < 0.35
+
+
+def test_the_next_word_depends_on_all_words_before(model: CaptionModel) -> None:
+    """Fails for a decoder that forgets its state: same last word, same image, other words before."""
+    one, other = (batch_of([words]) for words in ([4, 5, 6, 9], [6, 5, 4, 9]))
+    hidden = [model(b.features, b.tokens[:, :-1]).hidden[:, -1] for b in (one, other)]
+    assert (hidden[0] - hidden[1]).abs().max() > 1e-4
+
+
+def test_every_family_memorises_eight_captions(family: str) -> None:
+    words = torch.Generator().manual_seed(5)
+    batch = batch_of([torch.randint(4, VOCABULARY, (5,), generator=words).tolist() for _ in range(8)])
+    model = build(family).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(250):
+        optimizer.zero_grad()
+        loss = CrossEntropy()(model, batch)["loss"]
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+def test_float16_features_are_accepted(model: CaptionModel, ragged: Batch) -> None:
+    half = ragged.features.half()
+    one = model(half, ragged.tokens[:, :-1], ragged.mask).hidden
+    other = model(half.float(), ragged.tokens[:, :-1], ragged.mask).hidden
+    torch.testing.assert_close(one, other)
+
+
+def test_bfloat16_autocast_stays_close(model: CaptionModel, ragged: Batch) -> None:
+    exact = CrossEntropy()(model, ragged)["loss"]
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = CrossEntropy()(model, ragged)["loss"]
+    assert abs(exact.item() - rounded.item()) < 0.05
+
+
+def test_weights_survive_a_round_trip(family: str, ragged: Batch) -> None:
+    one, other = build(family), FAMILIES[family](feature_dim=DIM, vocabulary_size=VOCABULARY).eval()
+    other.load_state_dict(one.state_dict())
+    tokens = ragged.tokens[:, :-1]
+    assert torch.equal(
+        one(ragged.features, tokens, ragged.mask).hidden, other(ragged.features, tokens, ragged.mask).hidden
+    )
+
+
+def test_pick_reindexes_every_tensor_of_a_tree() -> None:
+    tree = (torch.arange(3), None, (torch.eye(3),))
+    picked = pick(tree, torch.tensor([2, 2, 0]))
+    assert (
+        picked[0].tolist() == [2, 2, 0]
+        and picked[1] is None
+        and torch.equal(picked[2][0], torch.eye(3)[[2, 2, 0]])
+    )
+
+
+def test_longest_first_counts_running_captions() -> None:
+    tokens = torch.tensor([[1, 5, 2, 0], [1, 5, 6, 7], [1, 2, 0, 0]])
+    rows = longest_first(tokens)
+    assert rows.order.tolist() == [1, 0, 2] and rows.running == [3, 2, 1, 1]
+
+
+class TestAdditiveAttention:
+    def test_zero_score_vector_gives_uniform_weights(self) -> None:
+        attention = AdditiveAttention(value_dim=3, query_dim=4, attention_dim=5)
+        torch.nn.init.zeros_(attention.score.weight)
+        _, weights = attention(torch.randn(2, 4), attention.prepare(torch.randn(2, 6, 3), None))
+        torch.testing.assert_close(weights, torch.full((2, 6), 1 / 6))
+
+    def test_hand_computed_case(self) -> None:
+        attention = AdditiveAttention(value_dim=1, query_dim=1, attention_dim=1)
+        for layer in (attention.key, attention.query, attention.score):
+            torch.nn.init.ones_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+        values = torch.tensor([[[0.0], [1.0]]])
+        context, weights = attention(torch.tensor([[0.5]]), attention.prepare(values, None))
+        ratio = math.exp(math.tanh(1.5) - math.tanh(0.5))
+        expected = ratio / (1 + ratio)
+        assert weights[0, 1].item() == pytest.approx(expected) and context.item() == pytest.approx(expected)
+
+    def test_gradient_matches_finite_differences(self) -> None:
+        attention = AdditiveAttention(value_dim=2, query_dim=3, attention_dim=4).double()
+
+        def look(query: Tensor, values: Tensor) -> Tensor:
+            # the softmax is in float32 by design, so the check stops before it
+            return torch.tanh(attention.key(values) + attention.query(query)[:, None]).sum()
+
+        query = torch.randn(2, 3, dtype=torch.double, requires_grad=True)
+        values = torch.randn(2, 5, 2, dtype=torch.double, requires_grad=True)
+        assert torch.autograd.gradcheck(look, (query, values))
+
+
+def test_masked_mean_leaves_out_padding() -> None:
+    values = torch.tensor([[[1.0], [3.0], [99.0]]])
+    assert masked_mean(values, torch.tensor([[True, True, False]])).item() == 2.0
+
+
+def gru_at_post_sizes() -> GRUAttention:
+    return GRUAttention(
+        feature_dim=2048, vocabulary_size=5000, encoder_dim=256, attention_dim=512, embedding_dim=256,
+        hidden_dim=512, dropout=0.0, activation=torch.nn.Identity(),
+    )  # fmt: skip
+
+
+def test_the_seed_has_the_posts_number_of_parameters() -> None:
+    assert sum(parameter.numel() for parameter in gru_at_post_sizes().parameters()) == 6_602_889
+
+
+def test_the_seeds_gru_is_torchs_gru() -> None:
+    model = build("gru_attention")
+    memory = model.encode(torch.randn(2, REGIONS, DIM))
+    state, tokens = torch.randn(2, 10), torch.tensor([4, START])
+    context, _ = model.attention(state, memory)
+    expected = model.gru(torch.cat([context, model.embedding(tokens)], -1), state)
+    torch.testing.assert_close(model.step(tokens, state, memory).hidden, expected)
