@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
 from captioning.errors import InputError
@@ -35,8 +36,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             quieten()
             try:
                 return main(config)
-            except InputError as error:
-                print(f"error: {error}", file=sys.stderr)
+            except (InputError, InstantiationException) as error:
+                # Hydra wraps what a constructor raises; the user's mistake is inside.
+                told = error if isinstance(error, InputError) else error.__cause__
+                if not isinstance(told, InputError):
+                    raise
+                print(f"error: {told}", file=sys.stderr)
                 raise SystemExit(2) from None
             except KeyboardInterrupt:
                 print("stopped", file=sys.stderr)

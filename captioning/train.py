@@ -86,10 +86,8 @@ def build_module(config: DictConfig, datamodule: CaptionDataModule) -> Captionin
         raise InputError(
             f"model.feature_dim is {config.model.feature_dim} but the features have {config.features.dim}"
         )
-    parts: dict[str, Any] = {
-        name: instantiate(config[name])
-        for name in ("model", "objective", "optimizer", "scheduler", "decoding")
-    }
+    names = ("model", "objective", "optimizer", "scheduler", "decoding")
+    parts: dict[str, Any] = {name: instantiate(config[name]) or None for name in names}  # scheduler=none: {}
     description = checkpoint.describe(config, datamodule.vocabulary.words, datamodule.cache.provenance)
     return CaptioningModule(vocabulary=datamodule.vocabulary, description=description, **parts)
 

@@ -112,7 +112,7 @@ class Backbone(nn.Module):
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises half a dozen types for a file that is no state dict
             raise InputError(
-                f"{path} is not a state dict that torch.load(weights_only=True) reads: {error}"
+                f"{path} is no state dict that torch.load can read ({type(error).__name__})"
             ) from error
         own = self.network.state_dict()
         missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]

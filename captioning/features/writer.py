@@ -144,7 +144,8 @@ class CacheWriter:
         if needed > free:
             raise InputError(
                 f"{self.path} needs {needed / 1e9:.2f} GB ({len(image_ids)} images of "
-                f"{row_bytes / 1024:.0f} KiB) but {self.path.parent} has {free / 1e9:.2f} GB free; make room or set features.path=..."
+                f"{row_bytes / 1024:.0f} KiB) but {self.path.parent} has {free / 1e9:.2f} GB free; make room or "
+                "set features.path=..."
             )
         fresh = Path(f"{self.partial}.new")
         with h5py.File(fresh, "w") as file:
@@ -217,6 +218,7 @@ def _allocate(
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    layout.set_obj_track_times(False)  # or two files of the same rows would differ
     if chunk is not None and shape[0]:
         layout.set_chunk(chunk)
     space = h5py.h5s.create_simple(shape)

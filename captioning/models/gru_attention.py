@@ -58,7 +58,6 @@ class GRUAttention(CaptionModel):
             nn.Linear(hidden_dim, hidden_dim), activation, nn.Linear(hidden_dim, vocabulary_size)
         )
         self.dropout = nn.Dropout(dropout)
-        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> Regions:
         """Project the regions and prepare their attention keys."""

@@ -1,0 +1,128 @@
+"""Training as a whole on the small toy set: exact resuming, checkpoints that say what they hold, logs."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from captioning import checkpoint
+from captioning.data import CaptionDataModule
+from captioning.errors import InputError
+from captioning.train import build_module, train
+from captioning.training import SafeCheckpointIO, trace_shapes
+from tests.conftest import compose_config
+
+
+def run(overrides: list[str], folder: Path, *more: str) -> DictConfig:
+    config = compose_config("train", *overrides, f"output_dir={folder}", *more)
+    train(config)
+    return config
+
+
+@pytest.fixture(scope="module")
+def trained(toy_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    run(toy_overrides, folder, "trainer.max_epochs=2", "trace_shapes=true")
+    return folder
+
+
+def test_two_and_two_epochs_equal_four_bit_for_bit(toy_overrides: list[str], tmp_path: Path) -> None:
+    options = [*toy_overrides, "model.dropout=0.3", "scheduler=none"]
+    run(options, tmp_path / "four", "trainer.max_epochs=4")
+    run(options, tmp_path / "two", "trainer.max_epochs=2")
+    run(options, tmp_path / "two_more", "trainer.max_epochs=4", f"resume={tmp_path / 'two'}")
+    one, other = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("four", "two_more"))
+    assert one["epoch"] == other["epoch"] == 3
+    for name, weights in one["state_dict"].items():
+        assert torch.equal(weights, other["state_dict"][name]), name
+    states = [c["optimizer_states"][0]["state"] for c in (one, other)]
+    assert all(torch.equal(states[0][k]["exp_avg"], states[1][k]["exp_avg"]) for k in states[0])
+
+
+def test_there_is_a_checkpoint_an_epoch_a_best_and_a_last(trained: Path) -> None:
+    names = {path.name for path in (trained / "checkpoints").iterdir()}
+    assert names == {"epoch00.ckpt", "epoch01.ckpt", "best.ckpt", "last.ckpt"}
+
+
+def test_a_checkpoint_needs_nothing_else(trained: Path, toy_data: CaptionDataModule) -> None:
+    loaded = checkpoint.load(trained / "checkpoints" / "last.ckpt")
+    assert toy_data.vocabulary is not None and loaded.vocabulary.words == toy_data.vocabulary.words
+    assert loaded.description["features"]["extractor"]["node"] == "maxpool2"
+    assert loaded.description["provenance"]["architecture"] == "inception_v3"
+    assert loaded.model.vocabulary_size == len(loaded.vocabulary) and not loaded.model.training
+
+
+def test_the_log_holds_loss_perplexity_and_scores(trained: Path) -> None:
+    rows = list(csv.DictReader((trained / "metrics.csv").open()))
+    last = {key: float(value) for row in rows for key, value in row.items() if value}
+    assert last["val/perplexity"] == pytest.approx(math.exp(last["val/nll"]), rel=1e-3)
+    assert 0 <= last["val/bleu_4"] <= 100 and last["val/cider_d"] >= 0
+    assert last["train/nll_epoch"] < 4
+
+
+def test_training_lowers_the_loss(toy_overrides: list[str], tmp_path: Path) -> None:
+    run(toy_overrides, tmp_path, "trainer.max_epochs=6", "optimizer.lr=0.01")
+    rows = [row["val/nll"] for row in csv.DictReader((tmp_path / "metrics.csv").open()) if row["val/nll"]]
+    assert float(rows[-1]) < 0.8 * float(rows[0])
+
+
+def test_shapes_are_traced_once_for_every_module(toy_overrides: list[str], toy_data: CaptionDataModule) -> None:
+    module = build_module(compose_config("train", *toy_overrides, "output_dir=none"), toy_data)
+    batch = next(iter(toy_data.train_dataloader()))
+    lines = trace_shapes(module, batch)
+    words = int((batch.tokens[:, 1:] != 0).sum())
+    assert f"encoder.linear (Linear): 16×64×192 -> 16×64×8" in lines
+    assert any(line.startswith("output (Sequential)") and line.endswith(f"{words}×{len(module.vocabulary)}") for line in lines)
+    assert len(lines) == len(set(line.partition(" ")[0] for line in lines))
+
+
+def test_a_loss_that_is_no_number_stops_with_the_remedy(toy_overrides: list[str], tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="the loss is .* lower optimizer.lr"):
+        run(toy_overrides, tmp_path, "optimizer.lr=1e30", "trainer.gradient_clip_val=null", "scheduler=none")
+
+
+def test_a_broken_or_foreign_checkpoint_is_refused(tmp_path: Path, trained: Path) -> None:
+    whole = trained / "checkpoints" / "last.ckpt"
+    (tmp_path / "half.ckpt").write_bytes(whole.read_bytes()[:1000])
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    content = torch.load(whole, weights_only=True)
+    content["captioning"]["model"]["hidden_dim"] = 17
+    torch.save(content, tmp_path / "other.ckpt")
+    content["captioning"]["model"]["_target_"] = "os.system"
+    torch.save(content, tmp_path / "evil.ckpt")
+    for name, message in (
+        ("none", "there is no checkpoint"),
+        ("half", "not a readable checkpoint"),
+        ("foreign", "not a checkpoint of this project"),
+        ("other", "the weights don't fit the model"),
+        ("evil", "wants to call os.system"),
+    ):
+        with pytest.raises(InputError, match=message):
+            checkpoint.load(tmp_path / f"{name}.ckpt")
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.ckpt"
+    SafeCheckpointIO().save_checkpoint({"a": torch.ones(3)}, path)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("captioning.training.os.replace", fail)
+    with pytest.raises(InputError, match="is the disk full"):
+        SafeCheckpointIO().save_checkpoint({"a": torch.zeros(3)}, path)
+    assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["c.ckpt"]
+
+
+def test_starting_from_a_checkpoint_keeps_its_words_and_takes_the_new_rate(
+    toy_overrides: list[str], trained: Path, tmp_path: Path
+) -> None:
+    run(toy_overrides, tmp_path, f"start_from={trained}", "optimizer.lr=1e-12", "scheduler=none")
+    before, after = (torch.load(p / "checkpoints" / "last.ckpt", weights_only=True) for p in (trained, tmp_path))
+    assert after["captioning"]["words"] == before["captioning"]["words"] and after["epoch"] == 0
+    for name, weights in before["state_dict"].items():
+        torch.testing.assert_close(after["state_dict"][name], weights, atol=1e-6, rtol=0)
