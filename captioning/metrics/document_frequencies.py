@@ -1,0 +1,116 @@
+"""In how many documents (images) each n-gram stands: the weights of CIDEr-D, and where they come from.
+
+The file is JSON, so that frequencies of a training set can be kept beside a checkpoint:
+``{"source": …, "num_documents": …, "words": [word, …], "orders": [{"prefix": [], "word": [], "count": []},
+…]}``, where an n-gram of order n is its prefix's place in order n - 1 and its last word's place in ``words``.
+"""
+
+import json
+import os
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from captioning.metrics.ngrams import Integers, Ngrams, count_ngrams
+from captioning.metrics.score import Tokens
+
+NUM_ORDERS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentFrequencies:
+    """Counts of documents per n-gram of 1..4 words; a document is all references of one image."""
+
+    ngrams: Ngrams
+    counts: tuple[Integers, ...]
+    num_documents: int
+    source: str
+
+    @classmethod
+    def of(cls, documents: Iterable[Sequence[Tokens]], *, source: str) -> "DocumentFrequencies":
+        """Count over `documents`; `source` says what they are, such as "COCO Karpathy train, PTB".
+
+        Raises:
+            ValueError: There is no document.
+        """
+        documents = list(documents)
+        if not documents:
+            raise ValueError(f"no documents to count n-grams in for the source {source!r}")
+        ngrams, occurrences = count_ngrams(list(chain.from_iterable(documents)), NUM_ORDERS)
+        document = np.repeat(np.arange(len(documents)), [len(captions) for captions in documents])
+        counts = []
+        for order, found in enumerate(occurrences, start=1):
+            size = ngrams.size(order)
+            pairs = np.unique(document[found.sentence] * size + found.ngram)
+            counts.append(np.bincount(pairs % max(size, 1), minlength=size).astype(np.int64))
+        return cls(ngrams, tuple(counts), len(documents), source)
+
+    def inverse(self, others: Ngrams) -> list[NDArray[np.float64]]:
+        """log(documents / document frequency) of every n-gram of `others`; a frequency of 0 counts as 1."""
+        weights = []
+        for count, number in zip(self.counts, self.ngrams.find(others), strict=True):
+            known = np.append(count, 0)[number]  # the number -1 of an unknown n-gram reads the appended 0
+            weights.append(np.log(self.num_documents) - np.log(np.maximum(known, 1)))
+        return weights
+
+    def save(self, path: str | Path) -> None:
+        """Write to a temporary file beside `path`, then rename, so that no reader sees half a file.
+
+        Raises:
+            TypeError: A word is neither a string nor an integer.
+        """
+        words = list(self.ngrams.words)
+        if strange := [word for word in words if type(word) not in (str, int)]:
+            raise TypeError(f"only strings and integers can be saved as words, not {strange[0]!r}")
+        orders = []
+        for order, (codes, count) in enumerate(zip(self.ngrams.codes, self.counts, strict=True)):
+            prefix, word = np.divmod(codes, max(len(words), 1)) if order else (codes * 0, codes)
+            orders.append({"prefix": prefix.tolist(), "word": word.tolist(), "count": count.tolist()})
+        record = {
+            "source": self.source,
+            "num_documents": self.num_documents,
+            "words": words,
+            "orders": orders,
+        }
+        _replace(Path(path), json.dumps(record, ensure_ascii=False, separators=(",", ":")))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "DocumentFrequencies":
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: The file is not such a record.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            words: dict[Hashable, int] = {word: number for number, word in enumerate(record["words"])}
+            columns = [
+                [np.array(order[name], np.int64) for name in ("prefix", "word", "count")]
+                for order in record["orders"]
+            ]
+            num_documents, source = int(record["num_documents"]), str(record["source"])
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} holds no document frequencies ({error}); write it with DocumentFrequencies.save"
+            ) from error
+        codes = [prefix * len(words) + word for prefix, word, _ in columns]
+        counts = tuple(count for _, _, count in columns)
+        if len(counts) != NUM_ORDERS or any(count.max(initial=0) > num_documents for count in counts):
+            raise ValueError(
+                f"{path} needs {NUM_ORDERS} orders of n-grams, none in more than {num_documents} documents; "
+                "write it anew with DocumentFrequencies.save"
+            )
+        return cls(Ngrams(words, codes), counts, num_documents, source)
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

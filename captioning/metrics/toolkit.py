@@ -1,0 +1,50 @@
+"""Where Java and the COCO caption toolkit's jars are, or a sentence that says what to install.
+
+METEOR and SPICE exist as Java programs only. They come with the package ``pycocoevalcap`` (the extra
+``metrics``), of which nothing but the folder is used: its own wrappers leave processes and files behind when
+interrupted.
+"""
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from captioning.metrics.score import MetricUnavailable
+
+_PACKAGE = "pycocoevalcap"
+
+
+def find_java(metric: str) -> str:
+    """The path of the `java` command.
+
+    Raises:
+        MetricUnavailable: There is none.
+    """
+    java = shutil.which("java")
+    if java is None:
+        raise MetricUnavailable(
+            f"{metric} needs Java, but there is no command `java`; install a Java runtime (8 or newer) "
+            f"or leave {metric} out of the metrics"
+        )
+    return java
+
+
+def find_jar(metric: str, *parts: str) -> Path:
+    """The path of a jar inside the toolkit, such as ("meteor", "meteor-1.5.jar").
+
+    Raises:
+        MetricUnavailable: The package, or the jar in it, is missing.
+    """
+    package = find_spec(_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise MetricUnavailable(
+            f"{metric} needs the package {_PACKAGE}, which is missing; run pip install 'captioning[metrics]' "
+            f"or leave {metric} out of the metrics"
+        )
+    jar = Path(package.submodule_search_locations[0]).joinpath(*parts)
+    if not jar.is_file():
+        raise MetricUnavailable(
+            f"{metric} needs {jar.name} in {jar.parent}, which is not there; reinstall {_PACKAGE} "
+            f"or leave {metric} out of the metrics"
+        )
+    return jar
