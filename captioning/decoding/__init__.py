@@ -1,6 +1,20 @@
 """From a model to captions: functions (model, features, mask, *, …) -> Decoded, given as Hydra partials."""
 
+from captioning.decoding.beam import beam_search
+from captioning.decoding.constraints import Forbidden, MinimumLength, NoRepeatedNgram
 from captioning.decoding.decoded import Decoded
+from captioning.decoding.length import average, gnmt, total
 from captioning.decoding.sampling import greedy, sample
 
-__all__ = ["Decoded", "greedy", "sample"]
+__all__ = [
+    "Decoded",
+    "Forbidden",
+    "MinimumLength",
+    "NoRepeatedNgram",
+    "average",
+    "beam_search",
+    "gnmt",
+    "greedy",
+    "sample",
+    "total",
+]

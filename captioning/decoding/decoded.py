@@ -14,11 +14,13 @@ class Decoded(NamedTuple):
     tokens: (B, T) word ids without START; END where a caption ended, PAD after it.
     log_probs: (B, T) log-probability of each word under the model, in nats; 0 at PAD.
     attention: (B, T, R) where the model looked for each word, or None; 0 at PAD.
+    others: further hypotheses (n-best lists) or samples of the same images, best first.
     """
 
     tokens: Tensor
     log_probs: Tensor
     attention: Tensor | None
+    others: tuple["Decoded", ...] = ()
 
 
 def word_log_probs(logits: Tensor) -> Tensor:

@@ -1,0 +1,304 @@
+"""Beam search for a whole batch, vectorised over images and beams.
+
+A finished caption keeps its place in the beam, so the beam narrows as captions end (as in Xu et al. 2015); a beam of
+one is greedy decoding. The search of an image stops when no open caption can still beat the finished ones.
+
+Required words follow constrained beam search (Anderson et al. 2017): a beam of its own for every subset of the
+requirements that a caption has met; captions end only when all are met. Diverse beam search is Vijayakumar et al.
+(2016): groups of beams, each penalised for the words that the groups before it chose at the same position.
+
+Legend: B images, G groups, S = 2^requirements subsets, K beams a group and subset, P = G·S·K places an image.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captioning.decoding.constraints import Rule, required_bits
+from captioning.decoding.decoded import Decoded, word_log_probs
+from captioning.decoding.length import total
+from captioning.errors import InputError
+from captioning.models.base import CaptionModel, Tree, pick
+from captioning.vocabulary import END, PAD, START
+
+LengthScore = Callable[[Tensor, Tensor], Tensor]
+
+
+class _Captions(NamedTuple):
+    """P captions of each image: words (B, P, t), log-probabilities (B, P, t), attention (B, P, t, R), sums (B, P)."""
+
+    tokens: Tensor
+    log_probs: Tensor
+    attention: Tensor | None
+    sums: Tensor
+
+
+class _Setting(NamedTuple):
+    """What stays the same during a search."""
+
+    beams: int
+    groups: int
+    diversity: float
+    bits: Tensor
+    subsets: int
+    rules: Sequence[Rule]
+    length_score: LengthScore
+    max_words: int
+    wanted: int
+
+
+def beam_search(
+    model: CaptionModel,
+    features: Tensor,
+    mask: Tensor | None = None,
+    *,
+    max_words: int,
+    beam_size: int,
+    length_score: LengthScore = total,
+    num_best: int = 1,
+    rules: Sequence[Rule] = (),
+    required: Sequence[int] = (),
+    prefix: Sequence[int] = (),
+    groups: int = 1,
+    diversity: float = 0.0,
+) -> Decoded:
+    """Search the captions with the highest score.
+
+    Args:
+        model: in evaluation mode.
+        features: (B, R, D).
+        mask: (B, R) True at real regions.
+        max_words: T at most; a caption cut there has no END.
+        beam_size: captions kept an image (and, with required words, a subset of them).
+        length_score: `total`, `average`, or `gnmt` with its alpha.
+        num_best: hypotheses returned an image; the second best and later ones are in `others`.
+        rules: see `constraints`; the prefix is not held against them.
+        required: word ids that every caption must contain; where that fails within `max_words`, the caption that
+            meets most of them is returned.
+        prefix: word ids that every caption begins with.
+        groups: of a diverse search; `beam_size` is divided among them.
+        diversity: penalty in nats for each earlier group that chose the same word at the same position.
+
+    Raises:
+        InputError: options that contradict each other.
+    """
+    if beam_size < 1 or beam_size % groups or num_best > beam_size:
+        raise InputError(
+            f"beam_size {beam_size} must be at least 1, a multiple of groups ({groups}) and at least num_best ({num_best})"
+        )
+    bits = required_bits(required, model.vocabulary_size, features.device)
+    setting = _Setting(
+        beam_size // groups, groups, diversity, bits, 2 ** len(required), rules, length_score, max_words, num_best
+    )
+    memory = model.encode(features, mask)
+    return _search(model, memory, len(features), setting, prefix)
+
+
+def _search(
+    model: CaptionModel, memory: Tree, batch: int, setting: _Setting, prefix: Sequence[int]
+) -> Decoded:
+    places = setting.groups * setting.subsets * setting.beams
+    device = setting.bits.device
+    memory = pick(memory, torch.arange(batch, device=device).repeat_interleave(places))
+    state, captions, met = _begin(model, memory, batch, places, setting, prefix)
+    last = captions.tokens[..., -1] if prefix else torch.full((batch, places), START, device=device)
+    finished = _nothing(captions, setting)
+    for _ in range(len(prefix), setting.max_words):
+        step = model.step(last.reshape(-1), state, memory)
+        log_probs = word_log_probs(model.head(step.hidden))  # (B·P, V)
+        source, words, gains = _choose(captions, log_probs, met, finished, setting)  # (B, P)
+        met = met.gather(1, source) | setting.bits[words]
+        attention = step.attention.view(batch, places, -1) if step.attention is not None else None
+        captions = _extend(captions, source, words, gains, attention)
+        finished = _collect(finished, captions, met, setting)
+        # A caption that has ended leaves the open ones; its place stays empty.
+        captions = captions._replace(sums=captions.sums.masked_fill(words == END, -torch.inf))
+        if _all_decided(finished, captions, setting):
+            break
+        rows = (source + torch.arange(batch, device=device)[:, None] * places).reshape(-1)
+        state, last = pick(step.state, rows), words
+    return _best(_collect_cut(finished, captions, met, setting), setting.wanted)
+
+
+def _begin(
+    model: CaptionModel, memory: Tree, batch: int, places: int, setting: _Setting, prefix: Sequence[int]
+) -> tuple[Tree, _Captions, Tensor]:
+    """Say the prefix in every place; one open caption a group, in the place of the subset it has met."""
+    device, state = setting.bits.device, model.start(memory)
+    said = torch.tensor([START, *prefix], device=device)
+    log_probs, attention = [], []
+    for word, following in zip(said[:-1], said[1:], strict=True):
+        step = model.step(word.expand(batch * places), state, memory)
+        log_probs.append(word_log_probs(model.head(step.hidden))[:, following].view(batch, places))
+        attention.append(step.attention)
+        state = step.state
+    tokens = said[1:].expand(batch, places, -1)
+    each = torch.stack(log_probs, -1) if prefix else torch.zeros(batch, places, 0, device=device)
+    seen = None
+    if prefix and attention[0] is not None:
+        seen = torch.stack([a.view(batch, places, -1) for a in attention if a is not None], 2)  # (B, P, t, R)
+    met_by_prefix = 0
+    for word in prefix:
+        met_by_prefix |= int(setting.bits[word])
+    first = torch.arange(places, device=device) % (setting.subsets * setting.beams) == met_by_prefix * setting.beams
+    sums = each.sum(-1).masked_fill(~first, -torch.inf)
+    return state, _Captions(tokens, each, seen, sums), torch.full((batch, places), met_by_prefix, device=device)
+
+
+def _choose(
+    captions: _Captions, log_probs: Tensor, met: Tensor, finished: _Captions, setting: _Setting
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose the next words: for every place its source place, word and that word's log-probability, (B, P) each."""
+    batch, places = captions.sums.shape
+    allowed = log_probs
+    for rule in setting.rules:
+        allowed = rule(captions.tokens.reshape(batch * places, -1), allowed)
+    if setting.subsets > 1:
+        unmet = met.reshape(-1) != setting.subsets - 1
+        allowed = allowed.clone()
+        allowed[unmet, END] = -torch.inf
+    size, width = allowed.shape[-1], places // setting.groups
+    totals = captions.sums[..., None] + allowed.view(batch, places, size)  # (B, P, V)
+    room = setting.beams - torch.isfinite(finished.sums).view(batch, setting.groups, -1).sum(-1)  # (B, G)
+    said = torch.zeros(batch, size, device=totals.device)
+    chosen = []
+    for group in range(setting.groups):
+        own = slice(group * width, (group + 1) * width)
+        scores = totals[:, own] - setting.diversity * said[:, None] if group else totals[:, own]
+        flat = _best_of_group(scores, met[:, own], room[:, group], setting) + group * width * size  # (B, S·K)
+        chosen.append(flat)
+        if setting.groups > 1:
+            alive = torch.isfinite(totals.flatten(1).gather(1, flat.clamp(min=0))).float()
+            said.scatter_add_(1, flat % size, alive)
+    flat = torch.cat(chosen, 1)  # (B, P)
+    source, words = flat // size, flat % size
+    gains = log_probs.view(batch, places, size)[torch.arange(batch)[:, None], source, words]
+    # An impossible choice (nothing left to choose, or no room) is marked by a gain of -inf.
+    possible = torch.isfinite(totals.flatten(1).gather(1, flat)) & _has_room(room, setting)
+    return source, words, gains.masked_fill(~possible, -torch.inf)
+
+
+def _best_of_group(scores: Tensor, met: Tensor, room: Tensor, setting: _Setting) -> Tensor:
+    """Rank one group's candidates (B, S·K, V), subset by subset: flat indices (B, S·K)."""
+    if setting.subsets == 1:
+        return _top(scores.flatten(1), setting.beams)
+    reached = met[..., None] | setting.bits  # (B, S·K, V)
+    return torch.cat(
+        [
+            _top(scores.masked_fill(reached != subset, -torch.inf).flatten(1), setting.beams)
+            for subset in range(setting.subsets)
+        ],
+        1,
+    )
+
+
+def _top(scores: Tensor, count: int) -> Tensor:
+    """Take the indices of the `count` best of (B, N), padded with repeats where there are fewer."""
+    best = scores.topk(min(count, scores.shape[1])).indices
+    return torch.cat([best, best[:, :1].expand(-1, count - best.shape[1])], 1) if best.shape[1] < count else best
+
+
+def _has_room(room: Tensor, setting: _Setting) -> Tensor:
+    """Finished captions keep their places in the beam of the subset in which captions end: (B, P)."""
+    rank = torch.arange(setting.beams, device=room.device)
+    last = rank < room[..., None]  # (B, G, K)
+    others = torch.ones_like(last)[:, :, None].expand(-1, -1, setting.subsets - 1, -1)
+    return torch.cat([others, last[:, :, None]], 2).flatten(1)
+
+
+def _extend(
+    captions: _Captions, source: Tensor, words: Tensor, gains: Tensor, attention: Tensor | None
+) -> _Captions:
+    rows = torch.arange(len(source), device=source.device)[:, None]
+    seen = None
+    if attention is not None:
+        new = attention[rows, source][:, :, None]  # (B, P, 1, R)
+        seen = new if captions.attention is None else torch.cat([captions.attention[rows, source], new], 2)
+    return _Captions(
+        torch.cat([captions.tokens[rows, source], words[..., None]], -1),
+        torch.cat([captions.log_probs[rows, source], gains[..., None]], -1),
+        seen,
+        captions.sums.gather(1, source) + gains,
+    )
+
+
+def _nothing(captions: _Captions, setting: _Setting) -> _Captions:
+    """No finished caption yet; K places a group."""
+    batch, places = len(captions.sums), setting.groups * setting.beams
+    empty = captions.sums.new_full((batch, places), -torch.inf)
+    zeros = captions.sums.new_zeros(batch, places, 0)
+    return _Captions(zeros.long(), zeros, None, empty)
+
+
+def _collect(finished: _Captions, captions: _Captions, met: Tensor, setting: _Setting) -> _Captions:
+    """Put captions that have just ended beside the finished ones of their group; `sums` of finished are scores."""
+    length = captions.tokens.shape[-1]
+    ended = (captions.tokens[..., -1] == END) & torch.isfinite(captions.sums)
+    if not ended.any():
+        return finished
+    scores = setting.length_score(captions.sums, torch.tensor(length, device=met.device))
+    return _keep_best(finished, captions, scores.masked_fill(~ended, -torch.inf), setting)
+
+
+def _collect_cut(finished: _Captions, captions: _Captions, met: Tensor, setting: _Setting) -> _Captions:
+    """At the end of the search, let captions that were cut fill places that are still empty.
+
+    Where no caption met all requirements, those that met most come first.
+    """
+    length = torch.tensor(max(1, captions.tokens.shape[-1]), device=met.device)
+    scores = setting.length_score(captions.sums, length)
+    missing = setting.subsets.bit_length() - 1 - sum((met >> i) & 1 for i in range(setting.subsets.bit_length()))
+    # Far below any finished caption's score: a cut caption is returned only for want of a finished one.
+    return _keep_best(finished, captions, scores - 1e6 * (1 + missing), setting)
+
+
+def _keep_best(finished: _Captions, captions: _Captions, scores: Tensor, setting: _Setting) -> _Captions:
+    batch, groups = len(scores), setting.groups
+    pooled = torch.cat([finished.sums.view(batch, groups, -1), scores.view(batch, groups, -1)], 2)  # (B, G, K + S·K)
+    kept, index = pooled.topk(setting.beams)  # (B, G, K)
+    width = pooled.shape[2]
+    flat = (index + torch.arange(groups, device=index.device)[:, None] * width).flatten(1)
+    rows = torch.arange(batch, device=index.device)[:, None]
+
+    def join(old: Tensor, new: Tensor) -> Tensor:
+        padding = new.shape[2] - old.shape[2]
+        shape = (*old.shape[:2], padding, *new.shape[3:])
+        old = torch.cat([old, old.new_zeros(shape)], 2) if padding else old
+        parts = [part.view(batch, groups, -1, *part.shape[2:]) for part in (old, new)]
+        return torch.cat(parts, 2).flatten(1, 2)[rows, flat]
+
+    attention = None
+    if captions.attention is not None:
+        blank = captions.attention.new_zeros(*finished.sums.shape, 0, captions.attention.shape[-1])
+        attention = join(blank if finished.attention is None else finished.attention, captions.attention)
+    return _Captions(
+        join(finished.tokens, captions.tokens),
+        join(finished.log_probs, captions.log_probs),
+        attention,
+        kept.flatten(1),
+    )
+
+
+def _all_decided(finished: _Captions, captions: _Captions, setting: _Setting) -> bool:
+    """Say whether no open caption can still come among the wanted ones of its image."""
+    longest = torch.tensor(setting.max_words, device=captions.sums.device)
+    best_open = setting.length_score(captions.sums, longest).amax(1)  # no gain can raise it further
+    threshold = finished.sums.topk(setting.wanted).values[:, -1]
+    return bool(((best_open <= threshold) | torch.isneginf(best_open)).all())
+
+
+def _best(finished: _Captions, wanted: int) -> Decoded:
+    order = finished.sums.topk(wanted).indices  # (B, N)
+    rows = torch.arange(len(order), device=order.device)
+    hypotheses = []
+    for rank in range(wanted):
+        tokens = finished.tokens[rows, order[:, rank]]
+        used = max(1, int((tokens != PAD).sum(1).max()))
+        log_probs = finished.log_probs[rows, order[:, rank]].masked_fill(tokens == PAD, 0.0)
+        attention = None
+        if finished.attention is not None:
+            attention = finished.attention[rows, order[:, rank]][:, :used]
+        hypotheses.append(Decoded(tokens[:, :used], log_probs[:, :used], attention))
+    return hypotheses[0]._replace(others=tuple(hypotheses[1:]))
