@@ -6,12 +6,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 
-from captioning.entry import command
+from captioning.entry import build_decoder, command
 from captioning.errors import InputError
 from captioning.features import read_image
 from captioning.features.images import IMAGE_SUFFIXES
@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> None:
     """Print a line a picture; exit status 1 if none could be read."""
     paths = find_images(config.image)
+    wanted = list(config.checkpoint) if isinstance(config.checkpoint, ListConfig) else config.checkpoint
     predictor = Predictor.load(
-        config.checkpoint, decoding=instantiate(config.decoding), weights=config.weights
+        wanted, decoding=partial(build_decoder, config.decoding), weights=config.weights
     )
     target = Path(config.picture) if config.picture else None
     if target and len(paths) > 1:

@@ -1,11 +1,12 @@
 """The whole system in a few minutes: `python -m captioning.demo` (or `make demo`), no download.
 
-Draws the toy scenes, extracts features, trains, then captions held-out scenes (drawn with a seed of their own), lets
-the checker say which captions are true, and writes attention pictures.
+Draws the toy scenes, extracts features, trains, then captions held-out scenes (drawn with a seed of their
+own), lets the checker say which captions are true, and writes attention pictures.
 """
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from captioning.data.toy import Scene, is_true, named_shapes, read_scenes
-from captioning.entry import command
+from captioning.entry import build_decoder, command
 from captioning.features import read_image
 from captioning.predictor import Caption, Predictor
 from captioning.train import train
@@ -30,7 +31,7 @@ def main(config: DictConfig) -> None:
     """Run the command."""
     started = time.perf_counter()
     train(config)
-    predictor = Predictor.load(config.output_dir, decoding=instantiate(config.decoding))
+    predictor = Predictor.load(config.output_dir, decoding=partial(build_decoder, config.decoding))
     records = [record for record in instantiate(config.data.reader)() if record.split == "test"]
     images = [read_image(record.path) for record in records]
     captions = [caption for i in range(0, len(images), 50) for caption in predictor.batch(images[i : i + 50])]

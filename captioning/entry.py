@@ -10,9 +10,11 @@ from typing import Any
 
 import hydra
 from hydra.errors import InstantiationException
-from omegaconf import DictConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
 from captioning.errors import InputError
+from captioning.vocabulary import SPECIAL_WORDS, UNKNOWN, Vocabulary
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -50,6 +52,39 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)
 
     return decorate
+
+
+def build_decoder(config: DictConfig, vocabulary: Vocabulary) -> Callable[..., Any]:
+    """Instantiate a decoder whose required, forbidden or first words are given as words.
+
+    Raises:
+        InputError: the vocabulary lacks such a word.
+    """
+    return instantiate(_to_ids(OmegaConf.to_container(config, resolve=True), vocabulary))
+
+
+def _to_ids(node: Any, vocabulary: Vocabulary) -> Any:
+    if isinstance(node, dict):
+        listed = {"required", "prefix", "ids"}
+        return {
+            key: [_word_id(word, vocabulary) for word in value]
+            if key in listed
+            else _to_ids(value, vocabulary)
+            for key, value in node.items()
+        }
+    return [_to_ids(value, vocabulary) for value in node] if isinstance(node, list) else node
+
+
+def _word_id(word: str | int, vocabulary: Vocabulary) -> int:
+    if isinstance(word, int):
+        return word
+    if word == SPECIAL_WORDS[UNKNOWN]:
+        return UNKNOWN
+    if word.lower() not in vocabulary:
+        raise InputError(
+            f"the model's {len(vocabulary)} words do not include {word!r}; decoding needs a word it knows"
+        )
+    return vocabulary.id(word.lower())
 
 
 def quieten() -> None:

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from captioning import checkpoint
-from captioning.decoding import Decoded
+from captioning.decoding import Decoded, Ensemble
+from captioning.errors import InputError
 from captioning.features import Backbone, check_provenance
 from captioning.models.base import CaptionModel
 from captioning.vocabulary import Vocabulary
@@ -55,30 +56,39 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, path: str | Path, *, decoding: Callable[..., Decoded], weights: str | None = None
+        cls,
+        path: str | Path | Sequence[str | Path],
+        *,
+        decoding: Callable[[Vocabulary], Callable[..., Decoded]],
+        weights: str | None = None,
     ) -> "Predictor":
-        """Build everything from a checkpoint.
+        """Build everything from a checkpoint, or from several as an ensemble.
 
         Args:
-            path: checkpoint file or run folder; the best epoch is taken from a folder.
-            decoding: for example `functools.partial(greedy, max_words=20)`.
+            path: checkpoint file or run folder (the best epoch is taken), or a list of them.
+            decoding: given the vocabulary, makes the decoder.
             weights: where the backbone's weights lie now, if they have moved.
 
         Raises:
-            InputError: no such checkpoint, or the backbone's weights are missing or have changed.
+            InputError: no such checkpoint, members of different words or features, or backbone weights that
+            are
+                missing or have changed.
         """
-        loaded = checkpoint.load(checkpoint.locate(path, ("best.ckpt", "last.ckpt")))
-        config = dict(loaded.description["features"]["extractor"])
+        paths = [path] if isinstance(path, (str, Path)) else list(path)
+        members = [checkpoint.load(checkpoint.locate(one, ("best.ckpt", "last.ckpt"))) for one in paths]
+        first = members[0]
+        for member, name in zip(members, paths, strict=True):
+            if member.vocabulary.words != first.vocabulary.words:
+                raise InputError(f"{name} has other words than {paths[0]}; an ensemble needs one vocabulary")
+            check_provenance(name, member.description["provenance"], first.description["provenance"])
+        config = dict(first.description["features"]["extractor"])
         if weights:
             config["weights"] = weights
         backbone = checkpoint.build(config)
-        made = {
-            key: value
-            for key, value in backbone.provenance.items()
-            if key in loaded.description["provenance"]
-        }
-        check_provenance(path, loaded.description["provenance"], made)
-        return cls(model=loaded.model, vocabulary=loaded.vocabulary, backbone=backbone, decoding=decoding)
+        known = first.description["provenance"]
+        check_provenance(paths[0], known, {k: v for k, v in backbone.provenance.items() if k in known})
+        model = first.model if len(members) == 1 else Ensemble([member.model for member in members]).eval()
+        return cls(model=model, vocabulary=first.vocabulary, backbone=backbone, decoding=decoding(first.vocabulary))
 
     def __call__(self, image: Image.Image) -> Caption:
         """Caption one upright RGB picture."""

@@ -79,9 +79,21 @@ def no_repeats(caption: tuple[int, ...]) -> bool:
         ({"prefix": [6, 3]}, lambda c: c[:2] == (6, 3)),
         ({"prefix": [6], "required": [6, 4]}, lambda c: c[0] == 6 and 4 in c),
     ],
-    ids=["plain", "bigrams", "words", "forbidden", "minimum", "one_required", "two_required", "prefix", "both"],
+    ids=[
+        "plain",
+        "bigrams",
+        "words",
+        "forbidden",
+        "minimum",
+        "one_required",
+        "two_required",
+        "prefix",
+        "both",
+    ],
 )
-@pytest.mark.parametrize("length_score", [total, average, partial(gnmt, alpha=0.8)], ids=["total", "average", "gnmt"])
+@pytest.mark.parametrize(
+    "length_score", [total, average, partial(gnmt, alpha=0.8)], ids=["total", "average", "gnmt"]
+)
 def test_a_beam_as_wide_as_the_tree_finds_the_enumerated_optimum(
     small: CaptionModel, features: Tensor, options: dict, keep: Callable, length_score: Callable
 ) -> None:
@@ -89,11 +101,15 @@ def test_a_beam_as_wide_as_the_tree_finds_the_enumerated_optimum(
     lengths = torch.tensor([len(c) for c in captions])
     log_probs = score_captions(small, features, captions)
     best = length_score(log_probs, lengths).argmax(1)
-    found = beam_search(small, features, max_words=LONGEST, beam_size=400, length_score=length_score, **options)
+    found = beam_search(
+        small, features, max_words=LONGEST, beam_size=400, length_score=length_score, **options
+    )
     for image, index in enumerate(best.tolist()):
         caption = [word for word in found.tokens[image].tolist() if word != PAD]
         assert tuple(caption) == captions[index]
-    torch.testing.assert_close(found.log_probs.sum(1), log_probs.gather(1, best[:, None]).squeeze(1), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        found.log_probs.sum(1), log_probs.gather(1, best[:, None]).squeeze(1), atol=1e-4, rtol=1e-4
+    )
 
 
 def test_the_best_ten_are_the_enumerated_best_ten(small: CaptionModel, features: Tensor) -> None:
@@ -135,7 +151,9 @@ def test_log_probabilities_equal_teacher_forced_scoring(model: CaptionModel) -> 
         ended = hypothesis.tokens == PAD
         torch.testing.assert_close(hypothesis.log_probs, expected.masked_fill(ended, 0), atol=1e-5, rtol=1e-5)
         if hypothesis.attention is not None:
-            torch.testing.assert_close(hypothesis.attention, output.attention * ~ended[..., None], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                hypothesis.attention, output.attention * ~ended[..., None], atol=1e-5, rtol=1e-5
+            )
 
 
 def test_batch_order_and_size_change_nothing(model: CaptionModel) -> None:
@@ -146,7 +164,10 @@ def test_batch_order_and_size_change_nothing(model: CaptionModel) -> None:
     assert torch.equal(together.tokens.flip(0), turned.tokens)
     for row in range(6):
         alone = search(features[row : row + 1]).tokens[0]
-        assert torch.equal(together.tokens[row, : len(alone)], alone) and not together.tokens[row, len(alone) :].any()
+        assert (
+            torch.equal(together.tokens[row, : len(alone)], alone)
+            and not together.tokens[row, len(alone) :].any()
+        )
 
 
 def test_masked_regions_are_never_looked_at(model: CaptionModel) -> None:
@@ -178,7 +199,13 @@ def test_a_caption_that_is_cut_is_returned_for_want_of_a_finished_one() -> None:
 
 
 def test_the_caption_that_meets_most_requirements_comes_first_when_none_meets_all() -> None:
-    found = beam_search(Fixed([0, 0, 0.2, 0.2, 0.2, 0.2, 0.2]), torch.randn(1, REGIONS, 1), max_words=2, beam_size=3, required=[4, 5, 6])
+    found = beam_search(
+        Fixed([0, 0, 0.2, 0.2, 0.2, 0.2, 0.2]),
+        torch.randn(1, REGIONS, 1),
+        max_words=2,
+        beam_size=3,
+        required=[4, 5, 6],
+    )
     assert len(set(found.tokens[0].tolist()) & {4, 5, 6}) == 2
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioning.decoding import greedy, sample
+from captioning.decoding import Ensemble, beam_search, consensus, greedy, sample
+from captioning.decoding.consensus import agreement
 from captioning.decoding.sampling import keep_top
 from captioning.errors import InputError
 from captioning.models import CaptionModel, Step
 from captioning.vocabulary import END, PAD, START
-from tests.conftest import DIM, REGIONS, VOCABULARY, batch_of
+from tests.conftest import DIM, FAMILIES, REGIONS, VOCABULARY, batch_of, build
 
 
 class Fixed(CaptionModel):
@@ -56,6 +57,8 @@ def test_padding_and_start_are_never_proposed() -> None:
         ({"top_k": 2}, torch.tensor([0, 0, 0, 0, 0.1, 0.06, 0]) / 0.16),
         ({"top_p": 0.5}, torch.tensor([0, 0, 0, 0, 0.1, 0.06, 0]) / 0.16),
         ({"top_p": 0.01}, torch.tensor([0, 0, 0, 0, 1.0, 0, 0])),
+        # entropy 1.56 nats; the surprises of 0.05, 0.05, 0.1, 0.06, 0.04 of 0.3 are 1.79, 1.79, 1.10, 1.61, 2.01
+        ({"typical_p": 0.4}, torch.tensor([0, 0, 0.05, 0.05, 0, 0.06, 0]) / 0.16),
     ],
 )
 def test_sampling_frequencies_match_the_distribution(options: dict, expected: Tensor) -> None:
@@ -134,11 +137,8 @@ def test_batch_size_changes_nothing(model: CaptionModel) -> None:
         assert torch.equal(together.tokens[row, : len(alone)], alone)
 
 
-def test_a_generator_decides_the_draw() -> None:
-    draws = [
-        sample(Fixed(KNOWN), IMAGES[:50], max_words=5, generator=torch.Generator().manual_seed(s)).tokens
-        for s in (1, 1, 2)
-    ]
+def test_a_seed_decides_the_draw() -> None:
+    draws = [sample(Fixed(KNOWN), IMAGES[:50], max_words=5, seed=seed).tokens for seed in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 
@@ -152,6 +152,64 @@ def test_top_k_beyond_the_vocabulary_keeps_all() -> None:
     assert torch.equal(keep_top(scores, 99, None), scores)
 
 
+def test_several_samples_an_image_are_independent_draws_for_that_image(model: CaptionModel) -> None:
+    features = torch.randn(3, REGIONS, DIM)
+    drawn = sample(model, features, max_words=5, num_samples=4)
+    assert (
+        len(drawn.others) == 3
+        and len({tuple(map(tuple, d.tokens.tolist())) for d in (drawn, *drawn.others)}) > 1
+    )
+    for one in (drawn, *drawn.others):
+        inputs = torch.cat([torch.full((3, 1), START), one.tokens], 1)[:, :-1]
+        scores = model.head(model(features, inputs).hidden)
+        scores[..., [PAD, START]] = -torch.inf
+        expected = scores.log_softmax(-1).gather(-1, one.tokens[..., None]).squeeze(-1)
+        torch.testing.assert_close(
+            one.log_probs, expected.masked_fill(one.tokens == PAD, 0), atol=1e-5, rtol=1e-5
+        )
+
+
 def test_a_temperature_of_zero_is_refused() -> None:
     with pytest.raises(InputError, match="use decoding=greedy"):
         sample(Fixed(KNOWN), IMAGES[:1], max_words=1, temperature=0)
+
+
+def test_an_ensemble_of_all_families_averages_probabilities() -> None:
+    models = [build(family) for family in FAMILIES]
+    features = torch.randn(4, REGIONS, DIM)
+    ensemble = Ensemble(models).eval()
+    memory = ensemble.encode(features)
+    words = torch.full((4,), START)
+    mean = ensemble.head(ensemble.step(words, ensemble.start(memory), memory).hidden).exp()
+    each = []
+    for model in models:
+        own = model.encode(features)
+        each.append(model.head(model.step(words, model.start(own), own).hidden).softmax(-1))
+    torch.testing.assert_close(mean, torch.stack(each).mean(0))
+    assert beam_search(ensemble, features, max_words=6, beam_size=3).tokens.shape[0] == 4
+
+
+def test_an_ensemble_of_twins_is_the_twin(model: CaptionModel) -> None:
+    features = torch.randn(5, REGIONS, DIM)
+    alone, twins = (greedy(m, features, max_words=6) for m in (model, Ensemble([model, model])))
+    assert torch.equal(alone.tokens, twins.tokens)
+    torch.testing.assert_close(alone.log_probs, twins.log_probs, atol=1e-5, rtol=1e-5)
+
+
+def test_an_ensemble_needs_one_vocabulary() -> None:
+    with pytest.raises(InputError, match="needs models of one vocabulary"):
+        Ensemble([build("gru_attention"), build("gru_attention", vocabulary_size=20)])
+
+
+def test_the_caption_that_others_agree_with_wins() -> None:
+    same, alike, odd = [4, 5, 6, 7, END], [4, 5, 6, 8, END], [10, 9, 10, 9, END]
+    scores = agreement(torch.tensor([[odd], [same], [alike], [same]]))[:, 0]
+    assert scores.argmax() in (1, 3) and scores.argmin() == 0
+
+
+def test_consensus_returns_one_of_the_samples_for_each_image(model: CaptionModel) -> None:
+    features = torch.randn(3, REGIONS, DIM)
+    found = consensus(model, features, max_words=5, num_samples=4, seed=0)
+    drawn = sample(model, features, max_words=5, num_samples=4, seed=0)
+    pool = [{tuple(d.tokens[b].tolist()) for d in (drawn, *drawn.others)} for b in range(3)]
+    assert all(tuple(found.tokens[b].tolist()) in pool[b] for b in range(3)) and len(found.others) == 3

@@ -17,7 +17,7 @@ LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import
     "features": ("vocabulary", "errors", "features"),
     "models": ("vocabulary", "errors", "models"),
     "data": ("vocabulary", "errors", "data", "features.cache"),
-    "decoding": ("vocabulary", "errors", "models.base", "decoding"),
+    "decoding": ("vocabulary", "errors", "models.base", "metrics", "decoding"),
     "objectives": (
         "vocabulary",
         "errors",

@@ -1,11 +1,13 @@
 """Beam search for a whole batch, vectorised over images and beams.
 
-A finished caption keeps its place in the beam, so the beam narrows as captions end (as in Xu et al. 2015); a beam of
-one is greedy decoding. The search of an image stops when no open caption can still beat the finished ones.
+A finished caption keeps its place in the beam, so the beam narrows as captions end (as in Xu et al. 2015); a
+beam of one is greedy decoding. The search of an image stops when no open caption can still beat the finished
+ones.
 
-Required words follow constrained beam search (Anderson et al. 2017): a beam of its own for every subset of the
-requirements that a caption has met; captions end only when all are met. Diverse beam search is Vijayakumar et al.
-(2016): groups of beams, each penalised for the words that the groups before it chose at the same position.
+Required words follow constrained beam search (Anderson et al. 2017): a beam of its own for every subset of
+the requirements that a caption has met; captions end only when all are met. Diverse beam search is
+Vijayakumar et al. (2016): groups of beams, each penalised for the words that the groups before it chose at
+the same position.
 
 Legend: B images, G groups, S = 2^requirements subsets, K beams a group and subset, P = G·S·K places an image.
 """
@@ -18,21 +20,13 @@ from torch import Tensor
 
 from captioning.decoding.constraints import Rule, required_bits
 from captioning.decoding.decoded import Decoded, word_log_probs
+from captioning.decoding.hypotheses import Captions, best, extend, keep_best
 from captioning.decoding.length import total
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Tree, pick
-from captioning.vocabulary import END, PAD, START
+from captioning.vocabulary import END, START
 
 LengthScore = Callable[[Tensor, Tensor], Tensor]
-
-
-class _Captions(NamedTuple):
-    """P captions of each image: words (B, P, t), log-probabilities (B, P, t), attention (B, P, t, R), sums (B, P)."""
-
-    tokens: Tensor
-    log_probs: Tensor
-    attention: Tensor | None
-    sums: Tensor
 
 
 class _Setting(NamedTuple):
@@ -75,8 +69,8 @@ def beam_search(
         length_score: `total`, `average`, or `gnmt` with its alpha.
         num_best: hypotheses returned an image; the second best and later ones are in `others`.
         rules: see `constraints`; the prefix is not held against them.
-        required: word ids that every caption must contain; where that fails within `max_words`, the caption that
-            meets most of them is returned.
+        required: word ids that every caption must contain; where that fails within `max_words`, the caption
+            that meets most of them is returned.
         prefix: word ids that every caption begins with.
         groups: of a diverse search; `beam_size` is divided among them.
         diversity: penalty in nats for each earlier group that chose the same word at the same position.
@@ -86,11 +80,20 @@ def beam_search(
     """
     if beam_size < 1 or beam_size % groups or num_best > beam_size:
         raise InputError(
-            f"beam_size {beam_size} must be at least 1, a multiple of groups ({groups}) and at least num_best ({num_best})"
+            f"beam_size {beam_size} must be at least 1, a multiple of groups ({groups}) and no less than "
+            f"num_best ({num_best})"
         )
     bits = required_bits(required, model.vocabulary_size, features.device)
     setting = _Setting(
-        beam_size // groups, groups, diversity, bits, 2 ** len(required), rules, length_score, max_words, num_best
+        beam_size // groups,
+        groups,
+        diversity,
+        bits,
+        2 ** len(required),
+        rules,
+        length_score,
+        max_words,
+        num_best,
     )
     memory = model.encode(features, mask)
     return _search(model, memory, len(features), setting, prefix)
@@ -111,7 +114,7 @@ def _search(
         source, words, gains = _choose(captions, log_probs, met, finished, setting)  # (B, P)
         met = met.gather(1, source) | setting.bits[words]
         attention = step.attention.view(batch, places, -1) if step.attention is not None else None
-        captions = _extend(captions, source, words, gains, attention)
+        captions = extend(captions, source, words, gains, attention)
         finished = _collect(finished, captions, met, setting)
         # A caption that has ended leaves the open ones; its place stays empty.
         captions = captions._replace(sums=captions.sums.masked_fill(words == END, -torch.inf))
@@ -119,12 +122,12 @@ def _search(
             break
         rows = (source + torch.arange(batch, device=device)[:, None] * places).reshape(-1)
         state, last = pick(step.state, rows), words
-    return _best(_collect_cut(finished, captions, met, setting), setting.wanted)
+    return best(_collect_cut(finished, captions, met, setting), setting.wanted)
 
 
 def _begin(
     model: CaptionModel, memory: Tree, batch: int, places: int, setting: _Setting, prefix: Sequence[int]
-) -> tuple[Tree, _Captions, Tensor]:
+) -> tuple[Tree, Captions, Tensor]:
     """Say the prefix in every place; one open caption a group, in the place of the subset it has met."""
     device, state = setting.bits.device, model.start(memory)
     said = torch.tensor([START, *prefix], device=device)
@@ -142,15 +145,22 @@ def _begin(
     met_by_prefix = 0
     for word in prefix:
         met_by_prefix |= int(setting.bits[word])
-    first = torch.arange(places, device=device) % (setting.subsets * setting.beams) == met_by_prefix * setting.beams
+    first = (
+        torch.arange(places, device=device) % (setting.subsets * setting.beams)
+        == met_by_prefix * setting.beams
+    )
     sums = each.sum(-1).masked_fill(~first, -torch.inf)
-    return state, _Captions(tokens, each, seen, sums), torch.full((batch, places), met_by_prefix, device=device)
+    return (
+        state,
+        Captions(tokens, each, seen, sums),
+        torch.full((batch, places), met_by_prefix, device=device),
+    )
 
 
 def _choose(
-    captions: _Captions, log_probs: Tensor, met: Tensor, finished: _Captions, setting: _Setting
+    captions: Captions, log_probs: Tensor, met: Tensor, finished: Captions, setting: _Setting
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Choose the next words: for every place its source place, word and that word's log-probability, (B, P) each."""
+    """Choose the next words: for every place (B, P) the source place, the word, its log-probability."""
     batch, places = captions.sums.shape
     allowed = log_probs
     for rule in setting.rules:
@@ -197,7 +207,9 @@ def _best_of_group(scores: Tensor, met: Tensor, room: Tensor, setting: _Setting)
 def _top(scores: Tensor, count: int) -> Tensor:
     """Take the indices of the `count` best of (B, N), padded with repeats where there are fewer."""
     best = scores.topk(min(count, scores.shape[1])).indices
-    return torch.cat([best, best[:, :1].expand(-1, count - best.shape[1])], 1) if best.shape[1] < count else best
+    return (
+        torch.cat([best, best[:, :1].expand(-1, count - best.shape[1])], 1) if best.shape[1] < count else best
+    )
 
 
 def _has_room(room: Tensor, setting: _Setting) -> Tensor:
@@ -208,97 +220,43 @@ def _has_room(room: Tensor, setting: _Setting) -> Tensor:
     return torch.cat([others, last[:, :, None]], 2).flatten(1)
 
 
-def _extend(
-    captions: _Captions, source: Tensor, words: Tensor, gains: Tensor, attention: Tensor | None
-) -> _Captions:
-    rows = torch.arange(len(source), device=source.device)[:, None]
-    seen = None
-    if attention is not None:
-        new = attention[rows, source][:, :, None]  # (B, P, 1, R)
-        seen = new if captions.attention is None else torch.cat([captions.attention[rows, source], new], 2)
-    return _Captions(
-        torch.cat([captions.tokens[rows, source], words[..., None]], -1),
-        torch.cat([captions.log_probs[rows, source], gains[..., None]], -1),
-        seen,
-        captions.sums.gather(1, source) + gains,
-    )
-
-
-def _nothing(captions: _Captions, setting: _Setting) -> _Captions:
+def _nothing(captions: Captions, setting: _Setting) -> Captions:
     """No finished caption yet; K places a group."""
     batch, places = len(captions.sums), setting.groups * setting.beams
     empty = captions.sums.new_full((batch, places), -torch.inf)
     zeros = captions.sums.new_zeros(batch, places, 0)
-    return _Captions(zeros.long(), zeros, None, empty)
+    return Captions(zeros.long(), zeros, None, empty)
 
 
-def _collect(finished: _Captions, captions: _Captions, met: Tensor, setting: _Setting) -> _Captions:
-    """Put captions that have just ended beside the finished ones of their group; `sums` of finished are scores."""
+def _collect(finished: Captions, captions: Captions, met: Tensor, setting: _Setting) -> Captions:
+    """Put captions that have just ended beside the finished ones of their group."""
     length = captions.tokens.shape[-1]
     ended = (captions.tokens[..., -1] == END) & torch.isfinite(captions.sums)
     if not ended.any():
         return finished
     scores = setting.length_score(captions.sums, torch.tensor(length, device=met.device))
-    return _keep_best(finished, captions, scores.masked_fill(~ended, -torch.inf), setting)
+    return keep_best(
+        finished, captions, scores.masked_fill(~ended, -torch.inf), setting.groups, setting.beams
+    )
 
 
-def _collect_cut(finished: _Captions, captions: _Captions, met: Tensor, setting: _Setting) -> _Captions:
+def _collect_cut(finished: Captions, captions: Captions, met: Tensor, setting: _Setting) -> Captions:
     """At the end of the search, let captions that were cut fill places that are still empty.
 
     Where no caption met all requirements, those that met most come first.
     """
     length = torch.tensor(max(1, captions.tokens.shape[-1]), device=met.device)
     scores = setting.length_score(captions.sums, length)
-    missing = setting.subsets.bit_length() - 1 - sum((met >> i) & 1 for i in range(setting.subsets.bit_length()))
-    # Far below any finished caption's score: a cut caption is returned only for want of a finished one.
-    return _keep_best(finished, captions, scores - 1e6 * (1 + missing), setting)
-
-
-def _keep_best(finished: _Captions, captions: _Captions, scores: Tensor, setting: _Setting) -> _Captions:
-    batch, groups = len(scores), setting.groups
-    pooled = torch.cat([finished.sums.view(batch, groups, -1), scores.view(batch, groups, -1)], 2)  # (B, G, K + S·K)
-    kept, index = pooled.topk(setting.beams)  # (B, G, K)
-    width = pooled.shape[2]
-    flat = (index + torch.arange(groups, device=index.device)[:, None] * width).flatten(1)
-    rows = torch.arange(batch, device=index.device)[:, None]
-
-    def join(old: Tensor, new: Tensor) -> Tensor:
-        padding = new.shape[2] - old.shape[2]
-        shape = (*old.shape[:2], padding, *new.shape[3:])
-        old = torch.cat([old, old.new_zeros(shape)], 2) if padding else old
-        parts = [part.view(batch, groups, -1, *part.shape[2:]) for part in (old, new)]
-        return torch.cat(parts, 2).flatten(1, 2)[rows, flat]
-
-    attention = None
-    if captions.attention is not None:
-        blank = captions.attention.new_zeros(*finished.sums.shape, 0, captions.attention.shape[-1])
-        attention = join(blank if finished.attention is None else finished.attention, captions.attention)
-    return _Captions(
-        join(finished.tokens, captions.tokens),
-        join(finished.log_probs, captions.log_probs),
-        attention,
-        kept.flatten(1),
+    missing = (
+        setting.subsets.bit_length() - 1 - sum((met >> i) & 1 for i in range(setting.subsets.bit_length()))
     )
+    # Far below any finished caption's score: a cut caption is returned only for want of a finished one.
+    return keep_best(finished, captions, scores - 1e6 * (1 + missing), setting.groups, setting.beams)
 
 
-def _all_decided(finished: _Captions, captions: _Captions, setting: _Setting) -> bool:
+def _all_decided(finished: Captions, captions: Captions, setting: _Setting) -> bool:
     """Say whether no open caption can still come among the wanted ones of its image."""
     longest = torch.tensor(setting.max_words, device=captions.sums.device)
     best_open = setting.length_score(captions.sums, longest).amax(1)  # no gain can raise it further
     threshold = finished.sums.topk(setting.wanted).values[:, -1]
     return bool(((best_open <= threshold) | torch.isneginf(best_open)).all())
-
-
-def _best(finished: _Captions, wanted: int) -> Decoded:
-    order = finished.sums.topk(wanted).indices  # (B, N)
-    rows = torch.arange(len(order), device=order.device)
-    hypotheses = []
-    for rank in range(wanted):
-        tokens = finished.tokens[rows, order[:, rank]]
-        used = max(1, int((tokens != PAD).sum(1).max()))
-        log_probs = finished.log_probs[rows, order[:, rank]].masked_fill(tokens == PAD, 0.0)
-        attention = None
-        if finished.attention is not None:
-            attention = finished.attention[rows, order[:, rank]][:, :used]
-        hypotheses.append(Decoded(tokens[:, :used], log_probs[:, :used], attention))
-    return hypotheses[0]._replace(others=tuple(hypotheses[1:]))

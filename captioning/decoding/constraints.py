@@ -1,7 +1,8 @@
 """Rules about which words may come next; beam search applies them to the candidates, not to the model.
 
-Each rule is an object called with the words so far (N, t) and the scores of the next word (N, V); it returns the
-scores with what it forbids at -inf. `RequiredWords` is different: it says which captions may end, see `beam`.
+Each rule is an object called with the words so far (N, t) and the scores of the next word (N, V); it returns
+the scores with what it forbids at -inf. `RequiredWords` is different: it says which captions may end, see
+`beam`.
 """
 
 from collections.abc import Callable, Sequence
@@ -82,6 +83,8 @@ def required_bits(required: Sequence[int], size: int, device: torch.device) -> T
     bits = torch.zeros(size, dtype=torch.int64, device=device)
     for position, word in enumerate(required):
         if not END < word < size:
-            raise InputError(f"word id {word} can't be required: ids of words run from {END + 1} to {size - 1}")
+            raise InputError(
+                f"word id {word} can't be required: ids of words run from {END + 1} to {size - 1}"
+            )
         bits[word] = 1 << position
     return bits

@@ -1,4 +1,4 @@
-"""How the log-probability of a whole caption becomes its score, by length: functions (log_prob, words) -> score.
+"""How the log-probability of a whole caption becomes its score: functions (log_prob, words) -> score.
 
 All of them rise with the length for the same log-probability, which `beam` uses to know when to stop.
 """

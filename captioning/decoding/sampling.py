@@ -2,7 +2,8 @@
 
 The seed drew from softmax(exp(logits)), which is greedy when the model is sure and noise over the whole
 vocabulary when it is not (flaw S3); here the draw is from the model's distribution, if wanted sharpened or
-cut: temperature; top-k (Fan et al. 2018); top-p, nucleus sampling (Holtzman et al. 2020).
+cut: temperature; top-k (Fan et al. 2018); top-p, nucleus sampling (Holtzman et al. 2020); typical (Meister et
+al. 2022).
 """
 
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from captioning.decoding.decoded import Decoded, word_log_probs
 from captioning.errors import InputError
-from captioning.models.base import CaptionModel
+from captioning.models.base import CaptionModel, pick
 from captioning.vocabulary import END, PAD, START
 
 
@@ -37,7 +38,9 @@ def sample(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    generator: torch.Generator | None = None,
+    typical_p: float | None = None,
+    num_samples: int = 1,
+    seed: int | None = None,
 ) -> Decoded:
     """Draw each word. Keeps gradients, for rewards; callers choose `no_grad`.
 
@@ -49,18 +52,27 @@ def sample(
         temperature: the logits are divided by it; towards 0 the draw becomes greedy.
         top_k: only the k most probable words.
         top_p: only the most probable words that together reach this probability.
-        generator: of the draws; torch's own seed without.
+        typical_p: only the words whose surprise is nearest to the expected one, up to this probability.
+        num_samples: captions an image; those after the first are in `others`.
+        seed: of the draws, the same at every call; torch's own state without.
+
+    Raises:
+        InputError: a temperature that is not above 0.
     """
     if temperature <= 0:
         raise InputError(
             f"decoding.temperature is {temperature}; it must be above 0, use decoding=greedy instead of 0"
         )
 
+    generator = None if seed is None else torch.Generator(features.device).manual_seed(seed)
+
     def draw(log_probs: Tensor) -> Tensor:
         narrowed = keep_top(log_probs.detach() / temperature, top_k, top_p)
+        if typical_p is not None:
+            narrowed = keep_typical(narrowed, typical_p)
         return torch.multinomial(narrowed.softmax(-1), 1, generator=generator).squeeze(-1)
 
-    return _one_by_one(model, features, mask, max_words, draw)
+    return _one_by_one(model, features, mask, max_words, draw, num_samples)
 
 
 def keep_top(scores: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
@@ -77,15 +89,28 @@ def keep_top(scores: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     return scores
 
 
+def keep_typical(scores: Tensor, probability: float) -> Tensor:
+    """Set all but the most typical words (B, V) to -inf: those whose surprise is nearest to the entropy."""
+    log_probs = scores.log_softmax(-1)
+    entropy = torch.special.entr(log_probs.exp()).sum(-1, keepdim=True)
+    order = (-log_probs - entropy).abs().argsort(-1)
+    ranked = log_probs.exp().gather(-1, order)
+    beyond = ranked.cumsum(-1) - ranked >= probability
+    return scores.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
+
+
 def _one_by_one(
     model: CaptionModel,
     features: Tensor,
     mask: Tensor | None,
     max_words: int,
     choose: Callable[[Tensor], Tensor],
+    copies: int = 1,
 ) -> Decoded:
-    memory = model.encode(features, mask)
-    state, batch = model.start(memory), len(features)
+    memory, batch = model.encode(features, mask), len(features) * copies
+    if copies > 1:  # sample k of image b stands in row k * B + b
+        memory = pick(memory, torch.arange(len(features), device=features.device).repeat(copies))
+    state = model.start(memory)
     last = torch.full((batch,), START, device=features.device)
     ended = torch.zeros(batch, dtype=torch.bool, device=features.device)
     tokens, log_probs, attention = [], [], []
@@ -101,8 +126,9 @@ def _one_by_one(
         ended = ended | (last == END)
         if ended.all():
             break
-    return Decoded(
-        torch.stack(tokens, 1),
-        torch.stack(log_probs, 1),
-        torch.stack(attention, 1) if attention else None,
+    seen = torch.stack(attention, 1).chunk(copies) if attention else [None] * copies
+    drawn = zip(
+        torch.stack(tokens, 1).chunk(copies), torch.stack(log_probs, 1).chunk(copies), seen, strict=True
     )
+    first, *others = (Decoded(*parts) for parts in drawn)
+    return first._replace(others=tuple(others))
