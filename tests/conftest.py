@@ -4,6 +4,7 @@ size.
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,19 +17,24 @@ from captioning.data.dataset import pad_captions
 from captioning.data.toy import read_toy
 from captioning.entry import CONF, quieten
 from captioning.features import Backbone, extract
-from captioning.models import CaptionModel, GRUAttention
+from captioning.models import CaptionModel, GRUAttention, HardAttention, ShowAttendTell, SoftAttention, UpDown
+from captioning.models.hard_attention import expectation
 from captioning.vocabulary import END, START
 
 VOCABULARY, REGIONS, DIM = 11, 5, 6
 
-FAMILIES: dict[str, Callable[..., CaptionModel]] = {
-    "gru_attention": lambda **sizes: GRUAttention(
-        **{
-            "encoder_dim": 7, "attention_dim": 8, "embedding_dim": 9, "hidden_dim": 10,
-            "dropout": 0.0, "activation": torch.nn.Tanh(), **sizes,
-        }
+SMALL = {"embedding_dim": 9, "hidden_dim": 10, "dropout": 0.0}
+SCORER = {"attention_dim": 8, "deep_keys": True}
+SEE_ONE = partial(HardAttention, **SCORER, expectation_share=0.5, at_test=expectation)
+
+FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
+    "gru_attention": partial(
+        GRUAttention, encoder_dim=7, attention_dim=8, activation=torch.nn.Tanh(), **SMALL
     ),
-}  # fmt: skip
+    "sat_soft": partial(ShowAttendTell, attention=partial(SoftAttention, **SCORER), **SMALL),
+    "sat_hard": partial(ShowAttendTell, attention=SEE_ONE, **SMALL),
+    "up_down": partial(UpDown, attention_dim=8, **SMALL),
+}
 
 
 @pytest.fixture(autouse=True)

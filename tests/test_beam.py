@@ -133,10 +133,12 @@ def test_a_beam_of_one_is_greedy(model: CaptionModel) -> None:
             torch.testing.assert_close(found.attention, expected.attention)
 
 
-def test_a_wider_beam_never_scores_below_greedy_by_much(model: CaptionModel) -> None:
+def test_a_wider_beam_scores_no_worse_than_greedy_where_greedy_ends(model: CaptionModel) -> None:
     features = torch.randn(40, REGIONS, DIM)
-    one, five = (beam_search(model, features, max_words=9, beam_size=k).log_probs.sum(1) for k in (1, 5))
-    assert (five >= one - 1e-5).float().mean() > 0.9
+    one, five = (beam_search(model, features, max_words=9, beam_size=k) for k in (1, 5))
+    ended = (one.tokens == END).any(1)
+    better = five.log_probs.sum(1) >= one.log_probs.sum(1) - 1e-5
+    assert better[ended].all()  # with five beams and toy models no greedy caption falls out of the beam
 
 
 def test_log_probabilities_equal_teacher_forced_scoring(model: CaptionModel) -> None:

@@ -12,6 +12,7 @@ from captioning.models import CaptionModel, GRUAttention, Output, pick, real_ste
 from captioning.models.attention import AdditiveAttention
 from captioning.models.base import longest_first
 from captioning.models.encoder import masked_mean
+from captioning.models.recurrent import lstm_update
 from captioning.objectives import CrossEntropy
 from captioning.vocabulary import PAD, START
 from tests.conftest import DIM, FAMILIES, REGIONS, VOCABULARY, batch_of, build
@@ -208,8 +209,24 @@ def test_the_seed_has_the_posts_number_of_parameters() -> None:
 
 def test_the_seeds_gru_is_torchs_gru() -> None:
     model = build("gru_attention")
+    cell = torch.nn.GRUCell(7 + 9, 10)
+    with torch.no_grad():
+        cell.weight_ih.copy_(torch.cat([model.context_gates.weight, model.word_gates.weight], 1))
+        cell.bias_ih.copy_(model.word_gates.bias)
+        cell.weight_hh.copy_(model.state_gates.weight)
+        cell.bias_hh.copy_(model.state_gates.bias)
     memory = model.encode(torch.randn(2, REGIONS, DIM))
     state, tokens = torch.randn(2, 10), torch.tensor([4, START])
     context, _ = model.attention(state, memory)
-    expected = model.gru(torch.cat([context, model.embedding(tokens)], -1), state)
+    expected = cell(torch.cat([context, model.embedding(tokens)], -1), state)
     torch.testing.assert_close(model.step(tokens, state, memory).hidden, expected)
+
+
+def test_the_lstm_update_is_torchs_lstm() -> None:
+    cell = torch.nn.LSTMCell(3, 4)
+    given, hidden, memory = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 4)
+    gates = functional.linear(given, cell.weight_ih, cell.bias_ih) + functional.linear(
+        hidden, cell.weight_hh, cell.bias_hh
+    )
+    for one, other in zip(lstm_update(gates, memory), cell(given, (hidden, memory)), strict=True):
+        torch.testing.assert_close(one, other)

@@ -26,11 +26,16 @@ class AdditiveAttention(nn.Module):
         value_dim: D, size of a region.
         query_dim: size of the query, the decoder's hidden vector.
         attention_dim: A, size of the common space.
+        deep_keys: one more tanh layer over the regions (Xu et al.'s COCO setting, `n_layers_att=2`).
     """
 
-    def __init__(self, *, value_dim: int, query_dim: int, attention_dim: int) -> None:
+    def __init__(
+        self, *, value_dim: int, query_dim: int, attention_dim: int, deep_keys: bool = False
+    ) -> None:
         super().__init__()
-        self.key = nn.Linear(value_dim, attention_dim)
+        self.key: nn.Module = nn.Linear(value_dim, attention_dim)
+        if deep_keys:
+            self.key = nn.Sequential(self.key, nn.Linear(attention_dim, attention_dim), nn.Tanh())
         self.query = nn.Linear(query_dim, attention_dim)
         self.score = nn.Linear(attention_dim, 1)
 
@@ -38,19 +43,14 @@ class AdditiveAttention(nn.Module):
         """Project the regions once an image."""
         return Regions(values, self.key(values), mask)
 
-    def forward(self, query: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
-        """Look at the regions.
-
-        Args:
-            query: (B, H).
-            regions: from `prepare`.
-
-        Returns:
-            the context (B, D) and the weights (B, R), which sum to one over real regions and are zero
-            elsewhere.
-        """
+    def weigh(self, query: Tensor, regions: Regions) -> Tensor:
+        """Weigh the regions for queries (B, H): (B, R), one in sum over real regions and zero elsewhere."""
         energy = torch.tanh(regions.keys + self.query(query)[:, None])  # (B, R, A)
-        weights = masked_softmax(self.score(energy).squeeze(-1), regions.mask)  # (B, R)
+        return masked_softmax(self.score(energy).squeeze(-1), regions.mask)
+
+    def forward(self, query: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
+        """Look at the regions: context (B, D) and weights (B, R) for queries (B, H)."""
+        weights = self.weigh(query, regions)
         return weighted_sum(weights, regions.values), weights
 
 

@@ -98,8 +98,8 @@ def real_steps(tokens: Tensor) -> Tensor:
     return (tokens != PAD) & (tokens != END)
 
 
-def pick(tree: Tree, index: Tensor | slice) -> Tree:
-    """Re-index the batch dimension of every tensor in a memory or state."""
+def pick(tree: Tree, index: Any) -> Tree:
+    """Index every tensor of a tree alike: the batch dimension, or as far as the index goes."""
     if tree is None:
         return None
     if isinstance(tree, Tensor):
@@ -112,24 +112,32 @@ class Rows(NamedTuple):
     """Captions sorted longest first, so that those still running at a step are the first rows.
 
     order: (B,) the row of the batch that stands at each sorted place.
+    lengths: (B,) real steps of the captions in that order.
     running: for each step, how many captions still run.
     """
 
     order: Tensor
+    lengths: Tensor
     running: list[int]
 
-    def restore(self, steps: list[Tensor]) -> Tensor:
-        """Join one tensor (running, …) a step into (B, T, …) in the old order, zero after a caption's end."""
-        batch = len(self.order)
-        joined = torch.stack([_pad_rows(step, batch) for step in steps], dim=1)  # (B, T, …)
+    def join(self, steps: list[Tensor]) -> Tensor:
+        """Join one tensor (running, …) a step into (B, t, …), zero after a caption's end."""
+        return torch.stack([_pad_rows(step, len(self.order)) for step in steps], dim=1)
+
+    def restore(self, joined: Tensor, steps: int) -> Tensor:
+        """Put (B, t, …) back into the batch's own order and pad it to that many steps."""
+        missing = steps - joined.shape[1]
+        if missing:
+            joined = functional.pad(joined, (0, 0) * (joined.dim() - 2) + (0, missing))
         return joined[self.order.argsort()]
 
 
 def longest_first(tokens: Tensor) -> Rows:
     """Sort captions (B, T) by their number of real steps."""
     real = real_steps(tokens)
-    order = real.sum(1).argsort(descending=True, stable=True)
-    return Rows(order, [count for count in real.sum(0).tolist() if count])
+    lengths = real.sum(1)
+    order = lengths.argsort(descending=True, stable=True)
+    return Rows(order, lengths[order], [count for count in real.sum(0).tolist() if count])
 
 
 def _pad_rows(values: Tensor, rows: int) -> Tensor:

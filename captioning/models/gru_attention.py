@@ -6,21 +6,19 @@
     p(y_t) = softmax(W_2 f(W_1 h_t))                        512 -> 512 -> V
 
 Repaired here: the GRU's state is carried from word to word (the post called it without one), and `activation`
-f, which the post left out, makes the two output layers more than one linear map. Without dropout and with
-`torch.nn.Identity` as activation the network has the post's 6,602,889 parameters at the post's sizes; tanh
-has none.
+f, which the post left out, makes the two output layers more than one linear map. At the post's sizes the
+network has the post's 6,602,889 parameters (its GRU has cuDNN's two biases).
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from captioning.models.attention import AdditiveAttention, Regions
-from captioning.models.base import CaptionModel, Output, Step, longest_first, pick
 from captioning.models.encoder import FeatureProjection
+from captioning.models.recurrent import Advance, RecurrentModel, gru_update
 
 
-class GRUAttention(CaptionModel):
+class GRUAttention(RecurrentModel):
     """FC encoder + additive attention + GRU; memory: projected regions and keys, state: h.
 
     Args:
@@ -47,17 +45,24 @@ class GRUAttention(CaptionModel):
         activation: nn.Module,
     ) -> None:
         super().__init__()
-        self.vocabulary_size, self.hidden_dim, self.encoder_dim = vocabulary_size, hidden_dim, encoder_dim
+        self.vocabulary_size, self.hidden_dim = vocabulary_size, hidden_dim
         self.encoder = FeatureProjection(feature_dim=feature_dim, encoder_dim=encoder_dim, dropout=dropout)
         self.attention = AdditiveAttention(
             value_dim=encoder_dim, query_dim=hidden_dim, attention_dim=attention_dim
         )
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
-        self.gru = nn.GRUCell(encoder_dim + embedding_dim, hidden_dim)
+        # The GRU's input matrix in two halves: the word's is multiplied before the loop, the context's
+        # inside.
+        self.word_gates = nn.Linear(embedding_dim, 3 * hidden_dim)
+        self.context_gates = nn.Linear(encoder_dim, 3 * hidden_dim, bias=False)
+        self.state_gates = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.output = nn.Sequential(
             nn.Linear(hidden_dim, hidden_dim), activation, nn.Linear(hidden_dim, vocabulary_size)
         )
         self.dropout = nn.Dropout(dropout)
+        for gates in (self.word_gates, self.context_gates, self.state_gates):
+            for parameter in gates.parameters():
+                nn.init.uniform_(parameter, -(hidden_dim**-0.5), hidden_dim**-0.5)  # as torch.nn.GRUCell
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> Regions:
         """Project the regions and prepare their attention keys."""
@@ -67,47 +72,16 @@ class GRUAttention(CaptionModel):
         """Begin with h = 0, as the post does: (B, H) float32."""
         return memory.values.new_zeros(len(memory.values), self.hidden_dim, dtype=torch.float32)
 
-    def step(self, tokens: Tensor, state: Tensor, memory: Regions) -> Step:
+    def read(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Embed words and take their half of the GRU's input: (…, 3H)."""
+        return (self.word_gates(self.dropout(self.embedding(tokens))),)
+
+    def advance(self, read: tuple[Tensor, ...], state: Tensor, memory: Regions) -> Advance:
         """Look with the old state, then move the GRU by what was seen and the last word."""
         context, weights = self.attention(state, memory)
-        seen_and_said = torch.cat([context, self.dropout(self.embedding(tokens)).to(context.dtype)], dim=-1)
-        from_input = functional.linear(seen_and_said, self.gru.weight_ih, self.gru.bias_ih)  # (B, 3H)
-        hidden = gru_update(from_input, self._from_state(state), state)
-        return Step(hidden, weights, hidden)
-
-    def unroll(self, memory: Regions, tokens: Tensor) -> Output:
-        """Compute the words' half of the GRU's input before the loop, and drop captions as they end."""
-        rows = longest_first(tokens)
-        sorted_memory = pick(memory, rows.order)
-        said = self.dropout(self.embedding(tokens[rows.order]))  # (B, T, E)
-        for_context, for_word = self.gru.weight_ih.split([self.encoder_dim, said.shape[-1]], dim=1)
-        from_word = functional.linear(said, for_word, self.gru.bias_ih)  # (B, T, 3H)
-        for_context = for_context.to(from_word.dtype)  # once, not at every step
-        state, hidden, attention = self.start(sorted_memory), [], []
-        for t, running in enumerate(rows.running):
-            state = state[:running]
-            context, weights = self.attention(state, pick(sorted_memory, slice(running)))
-            from_input = from_word[:running, t] + functional.linear(context, for_context)
-            state = gru_update(from_input, self._from_state(state), state)
-            hidden.append(state)
-            attention.append(weights)
-        steps = tokens.shape[1] - len(hidden)
-        restored = (functional.pad(rows.restore(part), (0, 0, 0, steps)) for part in (hidden, attention))
-        return Output(next(restored), next(restored), memory)
+        hidden = gru_update(read[0] + self.context_gates(context), self.state_gates(state), state)
+        return Advance((hidden,), weights, hidden)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Score the words: (…, H) -> (…, V)."""
         return self.output(self.dropout(hidden))
-
-    def _from_state(self, state: Tensor) -> Tensor:
-        return functional.linear(state, self.gru.weight_hh, self.gru.bias_hh)  # (B, 3H)
-
-
-def gru_update(from_input: Tensor, from_state: Tensor, state: Tensor) -> Tensor:
-    """Apply the gates (Cho et al. 2014, cuDNN's form) to the projections (B, 3H) and the state (B, H)."""
-    reset_in, update_in, new_in = from_input.float().chunk(3, dim=-1)
-    reset_state, update_state, new_state = from_state.float().chunk(3, dim=-1)
-    reset = torch.sigmoid(reset_in + reset_state)
-    update = torch.sigmoid(update_in + update_state)
-    new = torch.tanh(new_in + reset * new_state)
-    return new + update * (state - new)

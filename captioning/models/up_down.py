@@ -1,0 +1,105 @@
+"""Bottom-Up and Top-Down attention (Anderson et al., CVPR 2018): an attention LSTM and a language LSTM.
+
+    h1_t = LSTM1([h2_{t-1}; mean_i v_i; E y_{t-1}], h1_{t-1})
+    a_i = w . tanh(W_v v_i + W_h h1_t),  alpha = softmax over the real regions     the query is h1 at time t
+    h2_t = LSTM2([sum_i alpha_i v_i; h1_t], h2_{t-1}),   p(y_t) = softmax(W_p h2_t + b_p)
+
+States begin at zero, forget biases at one. `dropout` is 0 in the authors' net; re-implementations use 0.5.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captioning.models.attention import AdditiveAttention, Regions
+from captioning.models.encoder import as_computed, masked_mean
+from captioning.models.recurrent import (
+    Advance,
+    LSTMState,
+    RecurrentModel,
+    lstm_update,
+    set_forget_bias,
+    zero_state,
+)
+
+
+class UpDownMemory(NamedTuple):
+    """Regions for the attention, and the mean region's part of LSTM1's gates (B, 4H)."""
+
+    regions: Regions
+    mean_gates: Tensor
+
+
+class UpDownState(NamedTuple):
+    """States of the attention LSTM and of the language LSTM."""
+
+    attention: LSTMState
+    language: LSTMState
+
+
+class UpDown(RecurrentModel):
+    """Two LSTMs over a variable number of regions; memory: regions, keys, mask; state: two (h, c).
+
+    Args:
+        feature_dim: D; the regions are not projected.
+        vocabulary_size: V, the four special ids included.
+        embedding_dim: size of a word vector.
+        hidden_dim: H of both LSTMs.
+        attention_dim: size of the attention's common space.
+        dropout: probability, on word vectors and before the head.
+    """
+
+    def __init__(
+        self,
+        *,
+        feature_dim: int,
+        vocabulary_size: int,
+        embedding_dim: int,
+        hidden_dim: int,
+        attention_dim: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.vocabulary_size, self.hidden_dim = vocabulary_size, hidden_dim
+        self.attention = AdditiveAttention(
+            value_dim=feature_dim, query_dim=hidden_dim, attention_dim=attention_dim
+        )
+        self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
+        self.word_gates = nn.Linear(embedding_dim, 4 * hidden_dim)
+        self.mean_gates = nn.Linear(feature_dim, 4 * hidden_dim, bias=False)
+        self.attention_gates = nn.Linear(2 * hidden_dim, 4 * hidden_dim, bias=False)  # of [h2; h1]
+        self.context_gates = nn.Linear(feature_dim, 4 * hidden_dim)
+        self.language_gates = nn.Linear(2 * hidden_dim, 4 * hidden_dim, bias=False)  # of [h1; h2]
+        self.output = nn.Linear(hidden_dim, vocabulary_size)
+        self.dropout = nn.Dropout(dropout)
+        for gates in (self.word_gates, self.context_gates):
+            set_forget_bias(gates, 1.0)
+
+    def encode(self, features: Tensor, mask: Tensor | None = None) -> UpDownMemory:
+        """Prepare keys, and the mean region's part of the first LSTM's input."""
+        values = as_computed(features, self.output.weight)
+        return UpDownMemory(self.attention.prepare(values, mask), self.mean_gates(masked_mean(values, mask)))
+
+    def start(self, memory: UpDownMemory) -> UpDownState:
+        """Begin with zeros."""
+        zeros = zero_state(memory.mean_gates, self.hidden_dim)
+        return UpDownState(zeros, zeros)
+
+    def read(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Embed words: their part of the first LSTM's gates (…, 4H)."""
+        return (self.word_gates(self.dropout(self.embedding(tokens))),)
+
+    def advance(self, read: tuple[Tensor, ...], state: UpDownState, memory: UpDownMemory) -> Advance:
+        """Move the attention LSTM, look with its new state, move the language LSTM."""
+        old, language = state
+        both = torch.cat([language.hidden, old.hidden], -1)  # (B, 2H)
+        attention = lstm_update(read[0] + memory.mean_gates + self.attention_gates(both), old.cell)
+        context, weights = self.attention(attention.hidden, memory.regions)
+        both = torch.cat([attention.hidden, language.hidden], -1)
+        language = lstm_update(self.context_gates(context) + self.language_gates(both), language.cell)
+        return Advance((language.hidden,), weights, UpDownState(attention, language))
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Score the words."""
+        return self.output(self.dropout(hidden))
