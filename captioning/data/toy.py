@@ -1,0 +1,261 @@
+"""The toy data set: drawn scenes of coloured shapes with sentences that a checker can call true or false.
+
+It needs no download, so tests, `make demo` and the bare `python -m captioning.train` use it. One to three
+shapes of distinct colours lie on a softly shaded canvas; sizes, colours, places, overlap and
+background vary, all drawn from a seed. Five paraphrases a scene, written as JPEGs and COCO captions JSON
+files.
+"""
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from captioning.data.annotations import Annotated, read_coco
+
+CANVAS = 299
+COLOURS = {
+    "red": (214, 39, 40),
+    "green": (44, 150, 60),
+    "blue": (31, 90, 200),
+    "yellow": (245, 205, 40),
+    "black": (25, 25, 25),
+    "white": (250, 250, 250),
+}
+KINDS = ("circle", "square", "triangle")
+RADII = {"small": (32, 37), "": (46, 52), "large": (64, 74)}  # pixels; the gaps keep sizes unmistakable
+RELATIONS: dict[str, tuple[int, int]] = {  # direction in which the first lies from the second
+    "above": (0, -1),
+    "below": (0, 1),
+    "left of": (-1, 0),
+    "right of": (1, 0),
+}
+MARGIN = 12  # pixels by which centres must differ for a relation to be true
+
+
+class Shape(NamedTuple):
+    """One shape: size is small, large or empty (middling); centre and radius in pixels."""
+
+    kind: str
+    colour: str
+    size: str
+    x: float
+    y: float
+    radius: float
+
+    def noun(self, sized: bool = True) -> str:
+        """Name the shape with its article."""
+        return " ".join(filter(None, ("a", self.size if sized else "", self.colour, self.kind)))
+
+
+class Scene(NamedTuple):
+    """Shapes in the order of drawing, and the canvas: its middle shade and how that changes.
+
+    It is lighter at the top and warmer at the left, more or less so from scene to scene, as daylight tells above
+    from below in photographs: convolutions alone don't know where they look.
+    """
+
+    shapes: tuple[Shape, ...]
+    shade: int
+    tint: tuple[int, ...]
+    height_slope: int
+    width_slope: int
+
+
+def draw_scene(generator: random.Random) -> Scene:
+    """Draw one scene at random."""
+    count = generator.choice((1, 2, 2, 3))
+    colours, kinds = generator.sample(list(COLOURS), count), [generator.choice(KINDS) for _ in range(count)]
+    shapes: list[Shape] = []
+    while len(shapes) < count:
+        size = generator.choice(list(RADII))
+        radius = generator.uniform(*RADII[size])
+        x, y = (generator.uniform(radius + 4, CANVAS - radius - 4) for _ in range(2))
+        # Overlap is allowed up to a fifth, so that every shape can be recognised.
+        if all(math.dist((x, y), (s.x, s.y)) > 0.8 * (radius + s.radius) for s in shapes):
+            shapes.append(Shape(kinds[len(shapes)], colours[len(shapes)], size, x, y, radius))
+        elif generator.random() < 0.02:
+            shapes.clear()  # a corner that leaves no room: begin again
+    return Scene(
+        tuple(shapes),
+        shade=generator.randint(135, 160),
+        tint=tuple(generator.randint(-8, 8) for _ in range(3)),
+        height_slope=generator.randint(45, 60),
+        width_slope=generator.randint(30, 40),
+    )
+
+
+def render(scene: Scene) -> Image.Image:
+    """Paint a scene: an RGB picture of 299 × 299 pixels."""
+    scale = 2  # painted at twice the size, so that edges come out smooth
+    side = CANVAS * scale
+    image = _canvas(scene).resize((side, side))
+    pen = ImageDraw.Draw(image)
+    for shape in scene.shapes:
+        x, y, radius = shape.x * scale, shape.y * scale, shape.radius * scale
+        paint = COLOURS[shape.colour]
+        if shape.kind == "circle":
+            pen.ellipse((x - radius, y - radius, x + radius, y + radius), paint)
+        elif shape.kind == "square":
+            half = radius * 0.89  # the same area as the circle's
+            pen.rectangle((x - half, y - half, x + half, y + half), paint)
+        else:
+            pen.regular_polygon((x, y + radius * 0.15, radius * 1.2), 3, fill=paint)
+    return image.resize((CANVAS, CANVAS), Image.Resampling.LANCZOS)
+
+
+def _canvas(scene: Scene) -> Image.Image:
+    down, right = np.mgrid[1:-1:299j, 1:-1:299j]  # 1 at the top and at the left
+    light = scene.shade + scene.height_slope * down
+    warmth = scene.width_slope * right
+    channels = [light + sign * warmth + tint for sign, tint in zip((1, 0, -1), scene.tint, strict=True)]
+    return Image.fromarray(np.stack(channels, -1).clip(0, 255).astype(np.uint8))
+
+
+def relation(first: Shape, second: Shape) -> str:
+    """Say where the first shape lies from the second, along the longer way."""
+    dx, dy = first.x - second.x, first.y - second.y
+    if abs(dx) > abs(dy):
+        return "right of" if dx > 0 else "left of"
+    return "below" if dy > 0 else "above"
+
+
+def describe(scene: Scene, generator: random.Random) -> list[str]:
+    """Write five true sentences about a scene."""
+    shapes = list(scene.shapes)
+    generator.shuffle(shapes)
+    if len(shapes) == 1:
+        shape = shapes[0]
+        return [
+            f"{shape.noun()}.",
+            f"There is {shape.noun(False)}.",
+            f"A picture of {shape.noun()}.",
+            f"{shape.noun(False)} on a plain background.",
+            f"One shape, {shape.noun()}.",
+        ]
+    if len(shapes) == 2:
+        a, b = shapes
+        return [
+            f"{a.noun()} {relation(a, b)} {b.noun()}.",
+            f"{b.noun(False)} {relation(b, a)} {a.noun(False)}.",
+            f"{a.noun()} and {b.noun(False)}.",
+            f"There is {b.noun(False)} {relation(b, a)} {a.noun()}.",
+            f"Two shapes, {b.noun(False)} and {a.noun(False)}.",
+        ]
+    a, b, c = shapes
+    return [
+        f"{a.noun()}, {b.noun()} and {c.noun(False)}.",
+        f"Three shapes, {b.noun(False)}, {c.noun(False)} and {a.noun(False)}.",
+        f"There is {c.noun(False)}, {a.noun(False)} and {b.noun(False)}.",
+        f"A picture of {b.noun(False)}, {a.noun()} and {c.noun()}.",
+        f"{c.noun()} {relation(c, b)} {b.noun(False)} and {a.noun(False)}.",
+    ]
+
+
+_NOUN = rf"a (?:(small|large) )?({'|'.join(COLOURS)}) ({'|'.join(KINDS)})"
+_JOINT = rf"(?: (and|{'|'.join(RELATIONS)}))? "
+_OPENING = r"(?:there is |a picture of |(one|two|three) shapes? )?"
+_SENTENCE = re.compile(
+    rf"{_OPENING}{_NOUN}(?:{_JOINT}{_NOUN})?(?:{_JOINT}{_NOUN})?(?: on a plain background)?"
+)
+
+
+def is_true(sentence: str, scene: Scene) -> bool:
+    """Check whether a sentence is well formed and everything it says holds of the scene.
+
+    Every named shape must be there, with the named size and only once in the sentence; a stated relation must
+    hold by a margin of 12 pixels; a stated number must be the number of shapes.
+    """
+    match = _SENTENCE.fullmatch(" ".join(re.sub(r"[^a-z ]", " ", sentence.lower()).split()))
+    if match is None:
+        return False
+    number, *groups = match.groups()
+    if number and len(scene.shapes) != ("one", "two", "three").index(number) + 1:
+        return False
+    # groups: size colour kind, then twice joint size colour kind
+    wanted = [groups[start : start + 3] for start in (0, 4, 8) if groups[start + 1]]
+    named = [shape for words in wanted for shape in _find(scene, *words)]
+    if len(named) < len(wanted) or len(set(named)) < len(named):
+        return False
+    joints = groups[3::4]
+    return all(_holds(joint, *named[i : i + 2]) for i, joint in enumerate(joints) if joint in RELATIONS)
+
+
+def named_shapes(sentence: str) -> int:
+    """Count the shapes that a sentence names."""
+    return len(re.findall(rf"\b({'|'.join(KINDS)})\b", sentence.lower()))
+
+
+def _find(scene: Scene, size: str | None, colour: str, kind: str) -> list[Shape]:
+    return [s for s in scene.shapes if (s.colour, s.kind) == (colour, kind) and size in (None, s.size)]
+
+
+def _holds(name: str, first: Shape, second: Shape) -> bool:
+    dx, dy = RELATIONS[name]
+    return (first.x - second.x) * dx + (first.y - second.y) * dy > MARGIN
+
+
+def write_toy(root: str | Path, scenes: Mapping[str, int], seed: int) -> None:
+    """Draw the data set into a folder: `images/`, and `captions_<split>.json` with each scene's parameters.
+
+    Args:
+        root: replaced as a whole, under its final name only when all is drawn.
+        scenes: number of scenes of each split.
+        seed: each split draws with a seed of its own, made of this one and its name.
+    """
+    root = Path(root)
+    fresh = root.with_name(f"{root.name}.{os.getpid()}.new")
+    (fresh / "images").mkdir(parents=True)
+    for split, count in scenes.items():
+        generator = random.Random(f"{seed} {split}")
+        images: list[dict] = []
+        annotations: list[dict] = []
+        for index in range(count):
+            scene, name = draw_scene(generator), f"{split}_{index:05d}.jpg"
+            render(scene).save(fresh / "images" / name, quality=92)
+            image_id = len(images) + 1_000_000 * list(scenes).index(split)
+            images.append({"id": image_id, "file_name": name, "scene": scene})
+            for sentence in describe(scene, generator):
+                caption = sentence[0].upper() + sentence[1:]
+                annotations.append(
+                    {"id": image_id * 5 + len(annotations) % 5, "image_id": image_id, "caption": caption}
+                )
+        content = {"info": {"seed": seed}, "images": images, "annotations": annotations}
+        (fresh / f"captions_{split}.json").write_text(json.dumps(content))
+    (fresh / "made.json").write_text(json.dumps({"scenes": dict(scenes), "seed": seed}))
+    shutil.rmtree(root, ignore_errors=True)
+    os.replace(fresh, root)
+
+
+def read_toy(
+    root: str | Path, scenes: Mapping[str, int], seed: int, on_message: Callable[[str], None] | None = None
+) -> list[Annotated]:
+    """Read the data set, drawing it first where it is missing or was drawn with other parameters."""
+    root, wanted = Path(root), {"scenes": dict(scenes), "seed": seed}
+    made = root / "made.json"
+    if not made.is_file() or json.loads(made.read_text()) != wanted:
+        if on_message:
+            on_message(f"drawing {sum(scenes.values())} toy scenes into {root}")
+        write_toy(root, scenes, seed)
+    return [
+        record
+        for split in scenes
+        for record in read_coco(root / f"captions_{split}.json", root / "images", split)
+    ]
+
+
+def read_scenes(annotations: str | Path) -> dict[str, Scene]:
+    """Read the scenes of a toy annotation file by image id, for the checker."""
+    images = json.loads(Path(annotations).read_text())["images"]
+    return {
+        str(image["id"]): Scene(tuple(Shape(*shape) for shape in image["scene"][0]), *image["scene"][1:])
+        for image in images
+    }
