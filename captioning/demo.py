@@ -41,7 +41,7 @@ def main(config: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for record, image, caption in list(zip(records, images, captions, strict=True))[:PICTURES]:
         if caption.attention is not None:
-            figure = attention_figure(image, caption.words, caption.attention, title=caption.text)
+            figure = attention_figure(image, caption.words, caption.attention, caption.boxes, caption.text)
             save(figure, folder / f"{record.path.stem}.png")
             close(figure)
     report(found)

@@ -58,6 +58,13 @@ class CaptioningModule(LightningModule):
         self._candidates: dict[str, str] = {}
         self._references: dict[str, tuple[str, ...]] = {}
 
+    def on_fit_start(self) -> None:
+        """Give objectives that need them the training references and the words."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if hasattr(self.objective, "prepare") and datamodule is not None:
+            references = {record.image_id: record.captions for record in datamodule.split("train")}
+            self.objective.prepare(references, self.vocabulary.words)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Log what the objective returns and hand its loss to the optimizer."""
         terms = self.objective(self.model, batch)
@@ -134,8 +141,15 @@ class CaptioningModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write what makes the checkpoint self-sufficient, and the random state that resuming needs."""
-        checkpoint["captioning"] = {**self.description, "random_state": torch.get_rng_state()}
+        state = self.objective.state() if hasattr(self.objective, "state") else {}
+        checkpoint["captioning"] = {
+            **self.description,
+            "random_state": torch.get_rng_state(),
+            "objective_state": state,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the random state where training stopped, so that dropout draws what it would have drawn."""
         torch.set_rng_state(checkpoint["captioning"]["random_state"].cpu())
+        if hasattr(self.objective, "restore"):
+            self.objective.restore(checkpoint["captioning"]["objective_state"])

@@ -16,7 +16,8 @@ from PIL import Image
 from captioning import checkpoint
 from captioning.decoding import Decoded, Ensemble
 from captioning.errors import InputError
-from captioning.features import Backbone, check_provenance
+from captioning.features import Backbone, RegionDetector, check_provenance
+from captioning.features.extraction import Seen
 from captioning.models.base import CaptionModel
 from captioning.vocabulary import Vocabulary
 
@@ -46,7 +47,7 @@ class Predictor:
         *,
         model: CaptionModel,
         vocabulary: Vocabulary,
-        backbone: Backbone,
+        backbone: Backbone | RegionDetector,
         decoding: Callable[..., Decoded],
     ) -> None:
         self.model, self.vocabulary, self.backbone, self.decoding = model, vocabulary, backbone, decoding
@@ -88,7 +89,8 @@ class Predictor:
         known = first.description["provenance"]
         check_provenance(paths[0], known, {k: v for k, v in backbone.provenance.items() if k in known})
         model = first.model if len(members) == 1 else Ensemble([member.model for member in members]).eval()
-        return cls(model=model, vocabulary=first.vocabulary, backbone=backbone, decoding=decoding(first.vocabulary))
+        words = first.vocabulary
+        return cls(model=model, vocabulary=words, backbone=backbone, decoding=decoding(words))
 
     def __call__(self, image: Image.Image) -> Caption:
         """Caption one upright RGB picture."""
@@ -98,16 +100,18 @@ class Predictor:
     def batch(self, images: Sequence[Image.Image]) -> list[Caption]:
         """Caption several pictures at once."""
         pictures = torch.stack([self.backbone.transform(image) for image in images]).to(self.device)
-        features = self.backbone(pictures)
-        decoded = self.decoding(self.model, features.half(), None)
-        return [self._caption(decoded, row) for row in range(len(images))]
+        seen = Seen.of(self.backbone(pictures))
+        decoded = self.decoding(self.model, seen.features.half(), seen.mask)
+        return [self._caption(decoded, seen, row) for row in range(len(images))]
 
-    def _caption(self, decoded: Decoded, row: int) -> Caption:
+    def _caption(self, decoded: Decoded, seen: Seen, row: int) -> Caption:
         words = self.vocabulary.split(decoded.tokens[row].tolist())
+        count = seen.features.shape[1] if seen.counts is None else int(seen.counts[row])
+        boxes = None if seen.boxes is None else seen.boxes[row, :count].cpu().numpy()
         attention = None
         if decoded.attention is not None:
-            attention = decoded.attention[row, : len(words)].float().cpu().numpy()
-        return Caption(" ".join(words), words, attention, float(decoded.log_probs[row].sum()))
+            attention = decoded.attention[row, : len(words), :count].float().cpu().numpy()
+        return Caption(" ".join(words), words, attention, float(decoded.log_probs[row].sum()), boxes)
 
 
 def as_json(name: str, caption: Caption) -> dict[str, Any]:

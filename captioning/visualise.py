@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 COLUMNS = 4  # pictures a row
+STRONGEST = 3  # boxes that get an outline
 SIDE = 256  # pixels of a shown picture's longer side
 
 
@@ -64,8 +65,13 @@ def overlay(image: Image.Image, weights: np.ndarray, boxes: np.ndarray | None = 
         weights: (R,) attention of one word.
         boxes: see `attention_figure`.
     """
-    heat = _grid_heat(weights, image.size) if boxes is None else _box_heat(weights, boxes, image.size)
-    heat = (heat - heat.min()) / max(float(np.ptp(heat)), 1e-8)
+    if boxes is None:
+        heat = _grid_heat(weights, image.size)
+        heat = heat - heat.min()
+    else:
+        heat = _box_heat(weights, boxes, image.size)
+        image = _outline(image, boxes[np.argsort(-weights)[:STRONGEST]])
+    heat = heat / max(float(heat.max()), 1e-8)
     pixels = np.asarray(image, dtype=np.float32)
     warm = np.array([255.0, 190.0, 60.0], dtype=np.float32)
     lit = pixels * (0.30 + 0.70 * heat[..., None]) + warm * 0.22 * heat[..., None]
@@ -88,6 +94,15 @@ def _grid_heat(weights: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         raise ValueError(f"{len(weights)} regions are no square grid; pass their boxes")
     grid = Image.fromarray(weights.reshape(side, side).astype(np.float32))
     return np.asarray(grid.resize(size, Image.Resampling.BICUBIC)).clip(0)
+
+
+def _outline(image: Image.Image, boxes: np.ndarray) -> Image.Image:
+    image, scale = image.copy(), np.array([*image.size, *image.size])
+    pen = ImageDraw.Draw(image)
+    for box in boxes:
+        left, top, right, bottom = (np.asarray(box) * scale).tolist()
+        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline="white", width=2)
+    return image
 
 
 def _box_heat(weights: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -17,7 +17,18 @@ from captioning.data.dataset import pad_captions
 from captioning.data.toy import read_toy
 from captioning.entry import CONF, quieten
 from captioning.features import Backbone, extract
-from captioning.models import CaptionModel, GRUAttention, HardAttention, ShowAttendTell, SoftAttention, UpDown
+from captioning.models import (
+    AdaptiveAttention,
+    AttentiveTranslator,
+    CaptionModel,
+    GRUAttention,
+    HardAttention,
+    MeanPooled,
+    ShowAttendTell,
+    SoftAttention,
+    Transformer,
+    UpDown,
+)
 from captioning.models.hard_attention import expectation
 from captioning.vocabulary import END, START
 
@@ -34,6 +45,11 @@ FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
     "sat_soft": partial(ShowAttendTell, attention=partial(SoftAttention, **SCORER), **SMALL),
     "sat_hard": partial(ShowAttendTell, attention=SEE_ONE, **SMALL),
     "up_down": partial(UpDown, attention_dim=8, **SMALL),
+    "attentive_translator": partial(AttentiveTranslator, attention_dim=8, context_to="both", **SMALL),
+    "translator_output": partial(AttentiveTranslator, attention_dim=8, context_to="output", **SMALL),
+    "adaptive": partial(AdaptiveAttention, attention_dim=8, **SMALL),
+    "mean_pooled": partial(MeanPooled, **SMALL),
+    "transformer": partial(Transformer, hidden_dim=12, num_layers=2, num_heads=3, inner_dim=16, dropout=0.0),
 }
 
 

@@ -37,26 +37,44 @@ def test_training_leaves_a_run_folder_that_tells_everything(run_folder: Path) ->
 
 def test_training_prints_sample_captions_and_scores(toy_overrides: list[str], tmp_path: Path) -> None:
     done = call("train", *toy_overrides, "hydra.run.dir=run", cwd=tmp_path)
-    assert done.stdout.count("train ") >= 3 and "val/cider_d" in done.stdout and "Traceback" not in done.stderr
+    assert (
+        done.stdout.count("train ") >= 3 and "val/cider_d" in done.stdout and "Traceback" not in done.stderr
+    )
 
 
 class TestCaption:
-    def test_a_folder_a_pattern_and_a_list_are_captioned(self, run_folder: Path, toy_root: Path, tmp_path: Path) -> None:
+    def test_a_folder_a_pattern_and_a_list_are_captioned(
+        self, run_folder: Path, toy_root: Path, tmp_path: Path
+    ) -> None:
         images = sorted((toy_root / "toy" / "images").glob("test_*.jpg"))
-        for wanted, count in ((images[0].parent, 40), (f"{images[0].parent}/test_*.jpg", 8), (f"[{images[0]},{images[1]}]", 2)):
-            done = call("caption", f"checkpoint={run_folder}", f"image={wanted}", "decoding.max_words=3", f"output={tmp_path / 'c.jsonl'}")
+        for wanted, count in (
+            (images[0].parent, 40),
+            (f"{images[0].parent}/test_*.jpg", 8),
+            (f"[{images[0]},{images[1]}]", 2),
+        ):
+            done = call(
+                "caption",
+                f"checkpoint={run_folder}",
+                f"image={wanted}",
+                "decoding.max_words=3",
+                f"output={tmp_path / 'c.jsonl'}",
+            )
             assert done.returncode == 0 and len(done.stdout.splitlines()) == count, done.stderr
         lines = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
         assert [line["image"] for line in lines] == [str(image) for image in images[:2]]
         assert all(line["log_prob"] < 0 for line in lines)
 
-    def test_the_picture_shows_the_image_and_each_word(self, run_folder: Path, toy_root: Path, tmp_path: Path) -> None:
+    def test_the_picture_shows_the_image_and_each_word(
+        self, run_folder: Path, toy_root: Path, tmp_path: Path
+    ) -> None:
         image = next((toy_root / "toy" / "images").glob("test_*.jpg"))
         done = call("caption", f"checkpoint={run_folder}", f"image={image}", f"picture={tmp_path / 'a.png'}")
         assert done.returncode == 0, done.stderr
         assert Image.open(tmp_path / "a.png").width > 800
 
-    def test_one_bad_file_is_reported_and_skipped(self, run_folder: Path, toy_root: Path, tmp_path: Path) -> None:
+    def test_one_bad_file_is_reported_and_skipped(
+        self, run_folder: Path, toy_root: Path, tmp_path: Path
+    ) -> None:
         good = next((toy_root / "toy" / "images").glob("*.jpg"))
         (tmp_path / "bad.jpg").write_bytes(b"")
         done = call("caption", f"checkpoint={run_folder}", f"image=[{tmp_path / 'bad.jpg'},{good}]")
@@ -88,12 +106,18 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["prepare=false", "features.path=gone.h5"], "there is no feature file gone.h5; make it with python -m captioning.extract"),
+            (
+                ["prepare=false", "features.path=gone.h5"],
+                "there is no feature file gone.h5; make it with python -m captioning.extract",
+            ),
             (["experiment=coco30k"], "no annotation file"),
             (["resume=nowhere"], "there is no checkpoint nowhere"),
             (["experiment=coco3k"], "Could not find 'experiment/coco3k'"),
             (["optimizer.learning_rate=1"], "Key 'learning_rate' is not in struct"),
-            (["features=resnet101", "prepare=false", "features.path=TOY"], "architecture = 'inception_v3' but this run expects architecture = 'resnet101'"),
+            (
+                ["features=resnet101", "prepare=false", "features.path=TOY"],
+                "architecture = 'inception_v3' but this run expects architecture = 'resnet101'",
+            ),
         ],
     )
     def test_mistakes_are_answered_in_a_sentence(
@@ -101,20 +125,43 @@ class TestTrain:
     ) -> None:
         toy_features = next((toy_root / "features").glob("*.h5"))
         options = [option.replace("TOY", str(toy_features)) for option in options]
-        done = call("train", *[o for o in toy_overrides if "reader" not in o or "coco30k" not in options[0]], *options, cwd=tmp_path)
-        assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr[-2000:]
+        done = call(
+            "train",
+            *[o for o in toy_overrides if "reader" not in o or "coco30k" not in options[0]],
+            *options,
+            cwd=tmp_path,
+        )
+        assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, (
+            done.stderr[-2000:]
+        )
 
     def test_killed_in_the_middle_it_resumes(self, toy_overrides: list[str], tmp_path: Path) -> None:
-        line = [sys.executable, "-m", "captioning.train", *toy_overrides, "hydra.run.dir=run", "trainer.max_epochs=500"]
+        line = [
+            sys.executable,
+            "-m",
+            "captioning.train",
+            *toy_overrides,
+            "hydra.run.dir=run",
+            "trainer.max_epochs=500",
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(line, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            line, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         deadline = time.time() + 120
         while not (tmp_path / "run" / "checkpoints" / "epoch01.ckpt").exists() and time.time() < deadline:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         reached = len(list((tmp_path / "run" / "checkpoints").glob("epoch*.ckpt")))
-        done = call("train", *toy_overrides, "hydra.run.dir=again", "resume=run", f"trainer.max_epochs={reached + 2}", cwd=tmp_path)
+        done = call(
+            "train",
+            *toy_overrides,
+            "hydra.run.dir=again",
+            "resume=run",
+            f"trainer.max_epochs={reached + 2}",
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "again" / "checkpoints" / f"epoch{reached + 1:02d}.ckpt").exists()
         assert not (tmp_path / "again" / "checkpoints" / "epoch00.ckpt").exists()
@@ -142,8 +189,17 @@ class TestExtract:
         Image.new("RGB", (50, 50), "red").save(tmp_path / "good.jpg")
         (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 not really")
         (tmp_path / "mine.csv").write_text("image,caption\ngood.jpg,a red square\nbad.jpg,nothing\n")
-        options = ["data=pairs", f"data.reader.file={tmp_path / 'mine.csv'}", f"data_root={tmp_path}", "features.run.num_workers=0"]
+        options = [
+            "data=pairs",
+            f"data.reader.file={tmp_path / 'mine.csv'}",
+            f"data_root={tmp_path}",
+            "features.run.num_workers=0",
+        ]
         done = call("extract", *options, cwd=tmp_path)
-        assert done.returncode == 1 and "bad.jpg: " in done.stdout and "1 images could not be read" in done.stdout
+        assert (
+            done.returncode == 1
+            and "bad.jpg: " in done.stdout
+            and "1 images could not be read" in done.stdout
+        )
         assert call("extract", *options, "on_error=skip", cwd=tmp_path).returncode == 0
         assert "it is fail or skip" in call("extract", *options, "on_error=ignore", cwd=tmp_path).stderr

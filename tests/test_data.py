@@ -115,8 +115,8 @@ def test_train_on_has_two_choices(toy_overrides: list[str]) -> None:
     from captioning.train import build_data
 
     with pytest.raises(InstantiationException, match="it is captions or images"):
-        build_data(compose_config("train", *toy_overrides, "output_dir=none", "+data.train_on=words"))
-    data = build_data(compose_config("train", *toy_overrides, "output_dir=none", "+data.train_on=images"))
+        build_data(compose_config("train", *toy_overrides, "output_dir=none", "data.train_on=words"))
+    data = build_data(compose_config("train", *toy_overrides, "output_dir=none", "data.train_on=images"))
     assert sum(len(batch.tokens) for batch in data.train_dataloader()) == TOY_SCENES["train"]
 
 

@@ -34,7 +34,10 @@ def test_two_and_two_epochs_equal_four_bit_for_bit(toy_overrides: list[str], tmp
     run(options, tmp_path / "four", "trainer.max_epochs=4")
     run(options, tmp_path / "two", "trainer.max_epochs=2")
     run(options, tmp_path / "two_more", "trainer.max_epochs=4", f"resume={tmp_path / 'two'}")
-    one, other = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("four", "two_more"))
+    one, other = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+        for name in ("four", "two_more")
+    )
     assert one["epoch"] == other["epoch"] == 3
     for name, weights in one["state_dict"].items():
         assert torch.equal(weights, other["state_dict"][name]), name
@@ -69,13 +72,18 @@ def test_training_lowers_the_loss(toy_overrides: list[str], tmp_path: Path) -> N
     assert float(rows[-1]) < 0.8 * float(rows[0])
 
 
-def test_shapes_are_traced_once_for_every_module(toy_overrides: list[str], toy_data: CaptionDataModule) -> None:
+def test_shapes_are_traced_once_for_every_module(
+    toy_overrides: list[str], toy_data: CaptionDataModule
+) -> None:
     module = build_module(compose_config("train", *toy_overrides, "output_dir=none"), toy_data)
     batch = next(iter(toy_data.train_dataloader()))
     lines = trace_shapes(module, batch)
     words = int((batch.tokens[:, 1:] != 0).sum())
-    assert f"encoder.linear (Linear): 16×64×192 -> 16×64×8" in lines
-    assert any(line.startswith("output (Sequential)") and line.endswith(f"{words}×{len(module.vocabulary)}") for line in lines)
+    assert "encoder.linear (Linear): 16×64×192 -> 16×64×8" in lines
+    assert any(
+        line.startswith("output (Sequential)") and line.endswith(f"{words}×{len(module.vocabulary)}")
+        for line in lines
+    )
     assert len(lines) == len(set(line.partition(" ")[0] for line in lines))
 
 
@@ -122,7 +130,9 @@ def test_starting_from_a_checkpoint_keeps_its_words_and_takes_the_new_rate(
     toy_overrides: list[str], trained: Path, tmp_path: Path
 ) -> None:
     run(toy_overrides, tmp_path, f"start_from={trained}", "optimizer.lr=1e-12", "scheduler=none")
-    before, after = (torch.load(p / "checkpoints" / "last.ckpt", weights_only=True) for p in (trained, tmp_path))
+    before, after = (
+        torch.load(p / "checkpoints" / "last.ckpt", weights_only=True) for p in (trained, tmp_path)
+    )
     assert after["captioning"]["words"] == before["captioning"]["words"] and after["epoch"] == 0
     for name, weights in before["state_dict"].items():
         torch.testing.assert_close(after["state_dict"][name], weights, atol=1e-6, rtol=0)

@@ -1,15 +1,27 @@
 """Losses by hand."""
 
+import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from captioning.data import Batch
+from captioning.decoding import Decoded
 from captioning.errors import InputError
-from captioning.models import CaptionModel, Output
-from captioning.objectives import CrossEntropy
+from captioning.models import CaptionModel, HardAttention, Output, ShowAttendTell
+from captioning.models.attention import Regions
+from captioning.models.hard_attention import expectation
+from captioning.models.recurrent import lstm_update
+from captioning.objectives import (
+    CrossEntropy,
+    DoublyStochastic,
+    HardAttentionObjective,
+    ScheduledSampling,
+    SelfCritical,
+)
 from captioning.vocabulary import END, PAD, START
 from tests.conftest import batch_of, build
 from tests.test_decoding import Fixed
@@ -71,3 +83,234 @@ def test_dropped_rows_give_the_gradient_of_the_plain_loop(ragged: Batch) -> None
     targets = ragged.tokens[:, 1:]
     picked = log_probs.gather(-1, targets[..., None]).squeeze(-1)
     assert loss.item() == pytest.approx((-picked[targets != PAD].mean()).item(), abs=1e-6)
+
+
+class Looker(Fixed):
+    """Looks where it is told: attention (B, T, R) given."""
+
+    def __init__(self, attention: Tensor) -> None:
+        super().__init__(PROBABILITIES)
+        self.attention = attention
+
+    def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
+        return Output(torch.zeros(*tokens.shape, 1), self.attention, features)
+
+
+class TestDoublyStochastic:
+    def penalty(
+        self, target: str, captions: list[list[int]], attention: list, mask: Tensor | None = None
+    ) -> float:
+        objective = DoublyStochastic(
+            weight=1.0, target=target, cross_entropy=CrossEntropy(normalisation="per_caption")
+        )
+        batch = batch_of(captions)._replace(mask=mask)
+        terms = objective(Looker(torch.tensor(attention)), batch)
+        plain = CrossEntropy(normalisation="per_caption")(Fixed(PROBABILITIES), batch)["loss"]
+        assert terms["loss"].item() == pytest.approx(plain.item() + terms["coverage"].item(), rel=1e-5)
+        return terms["coverage"].item()
+
+    def test_two_words_and_two_regions_by_hand(self) -> None:
+        # seen: 0.7 + 0.9 = 1.6 and 0.3 + 0.1 = 0.4
+        attention = [[[0.7, 0.3], [0.9, 0.1]]]
+        assert self.penalty("one", [[4]], attention) == pytest.approx(0.6**2 + 0.6**2)
+        assert self.penalty("length", [[4]], attention) == pytest.approx(0.6**2 + 0.6**2)  # C/L = 2/2
+
+    def test_padded_regions_do_not_count(self) -> None:
+        attention = [[[1.0, 0.0], [1.0, 0.0]]]
+        mask = torch.tensor([[True, False]])
+        assert self.penalty("one", [[4]], attention, mask) == pytest.approx(1.0)
+        assert self.penalty("length", [[4]], attention, mask) == pytest.approx(0.0)
+
+    def test_it_needs_attention_and_a_known_target(self) -> None:
+        objective = DoublyStochastic(weight=1.0, target="one", cross_entropy=CrossEntropy())
+        with pytest.raises(InputError, match="needs a model with attention"):
+            objective(build("mean_pooled"), batch_of([[4]]))
+        with pytest.raises(InputError, match="one or length"):
+            DoublyStochastic(weight=1.0, target="two", cross_entropy=CrossEntropy())
+
+
+class TestHardAttention:
+    """Monte Carlo against enumeration, for two regions and captions of two words and END."""
+
+    def model(self) -> CaptionModel:
+        torch.manual_seed(3)
+        attention = partial(
+            HardAttention, attention_dim=3, deep_keys=False, expectation_share=0.0, at_test=expectation
+        )
+        model = ShowAttendTell(
+            feature_dim=4, vocabulary_size=6, embedding_dim=3, hidden_dim=4, attention=attention, dropout=0.0
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(2.0)
+        return model.train()
+
+    def batch(self) -> Batch:
+        features = torch.randn(1, 2, 4, generator=torch.Generator().manual_seed(2))
+        return Batch(features, None, torch.tensor([[START, 4, 5, END]]), ["a"], [("x",)])
+
+    def bound(self, model: CaptionModel, batch: Batch) -> Tensor:
+        """Minus the exact lower bound: sum over all location sequences of p(s) * NLL(words | s)."""
+        total = torch.zeros(())
+        for places in itertools.product(range(2), repeat=3):
+            memory = model.encode(batch.features, None)
+            state, log_p, nll = model.start(memory), torch.zeros(()), torch.zeros(())
+            for t, place in enumerate(places):
+                weights = model.attention.scorer.weigh(state.hidden, Regions(*memory[:3]))
+                log_p = log_p + weights[0, place].log()
+                context = torch.sigmoid(model.gate(state.hidden)) * batch.features[:, place]
+                read = model.read(batch.tokens[:, t])
+                gates = read[0] + model.context_gates(context) + model.state_gates(state.hidden)
+                state = lstm_update(gates, state.cell)
+                hidden = model.finish((state.hidden, context), read)
+                nll = nll - model.head(hidden).log_softmax(-1)[0, batch.tokens[0, t + 1]]
+            total = total + log_p.exp() * nll
+        return total
+
+    def gradient(self, model: CaptionModel, loss: Tensor) -> Tensor:
+        model.zero_grad()
+        loss.backward()
+        return torch.cat(
+            [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()]
+        )
+
+    @pytest.mark.parametrize("decay", [1.0, 0.9], ids=["no_baseline", "baseline"])
+    def test_the_monte_carlo_gradient_is_the_enumerated_one(self, decay: float) -> None:
+        model, batch = self.model(), self.batch()
+        exact = self.gradient(model, self.bound(model, batch))
+        draws = 3000
+        many = Batch(
+            batch.features.expand(draws, -1, -1),
+            None,
+            batch.tokens.expand(draws, -1),
+            ["a"] * draws,
+            [("x",)] * draws,
+        )
+        objective = HardAttentionObjective(
+            reward_weight=1.0, entropy_weight=0.0, baseline_decay=decay, reward="caption"
+        )
+        halves = [self.gradient(model, objective(model, many)["loss"]) for _ in range(6)]
+        mean = torch.stack(halves).mean(0)
+        error = torch.stack(halves).std(0) / 6**0.5
+        assert ((mean - exact).abs() <= 5 * error + 2e-3).all()
+        assert torch.nn.functional.cosine_similarity(mean, exact, dim=0) > 0.99
+
+    def test_an_unlucky_place_loses_probability(self) -> None:
+        log_prob = torch.zeros(2, 1, requires_grad=True)
+
+        class Told(Fixed):
+            def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
+                extras = {
+                    "location_log_prob": log_prob.expand(-1, tokens.shape[1]),
+                    "entropy": torch.zeros(2, tokens.shape[1]),
+                }
+                return Output(torch.zeros(*tokens.shape, 1), None, features, extras)
+
+        objective = HardAttentionObjective(
+            reward_weight=1.0, entropy_weight=0.0, baseline_decay=0.9, reward="caption"
+        )
+        objective(Told(PROBABILITIES), batch_of([[4], [3]]))[
+            "loss"
+        ].backward()  # word 3 has 0.1, word 4 has 0.5
+        assert (
+            log_prob.grad is not None and log_prob.grad[1] > 0 > log_prob.grad[0]
+        )  # descent lowers the second
+
+    def test_it_needs_an_attention_that_draws(self) -> None:
+        objective = HardAttentionObjective(
+            reward_weight=1.0, entropy_weight=0.0, baseline_decay=0.9, reward="word"
+        )
+        with pytest.raises(InputError, match="needs model=show_attend_tell_hard"):
+            objective(build("sat_soft"), batch_of([[4]]))
+        with pytest.raises(InputError, match="caption or word"):
+            HardAttentionObjective(reward_weight=1.0, entropy_weight=0.0, baseline_decay=0.9, reward="sum")
+
+
+class TestSelfCritical:
+    WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "dog", "runs", "cat", "sits", "red", "blue"]
+
+    def objective(self, **options: object) -> SelfCritical:
+        made = SelfCritical(
+            **{
+                "num_samples": 4,
+                "baseline": "leave_one_out",
+                "max_words": 6,
+                "cross_entropy_share": 0.0,
+                **options,
+            }
+        )
+        made.prepare(
+            {"image0": ["a dog runs"], "image1": ["a cat sits"], "image2": ["a red cat"]}, self.WORDS
+        )
+        return made
+
+    def test_rewards_are_cider_d_with_the_end_as_a_word(self) -> None:
+        whole = Decoded(torch.tensor([[4, 5, 6, END]]), torch.zeros(1, 4), None)
+        cut = Decoded(torch.tensor([[4, 5, 6, PAD]]), torch.zeros(1, 4), None)
+        objective = self.objective()
+        assert objective.rewards(["image0"], whole).item() == pytest.approx(10.0, abs=1e-4)
+        assert objective.rewards(["image0"], cut).item() < 9
+
+    def test_a_better_caption_gains_probability(self) -> None:
+        model = build("gru_attention", vocabulary_size=11).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        batch = batch_of([[4, 5, 6], [4, 7, 8]])
+        objective = self.objective(num_samples=8)
+        first = last = 0.0
+        for step in range(60):
+            terms = objective(model, batch)
+            optimizer.zero_grad()
+            terms["loss"].backward()
+            optimizer.step()
+            first, last = (float(terms["reward"]) if step == 0 else first), float(terms["reward"])
+        assert last > first + 30
+
+    @pytest.mark.parametrize("baseline", ["leave_one_out", "greedy"])
+    def test_equal_rewards_give_no_gradient(self, baseline: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        objective = self.objective(baseline=baseline)
+        monkeypatch.setattr(objective, "rewards", lambda ids, decoded: torch.full((len(ids),), 3.0))
+        model = build("gru_attention", vocabulary_size=11)
+        objective(model, batch_of([[4], [5]]))["loss"].backward()
+        assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+    def test_the_greedy_baseline_leaves_training_mode_on(self) -> None:
+        model = build("gru_attention", vocabulary_size=11).train()
+        self.objective(baseline="greedy")(model, batch_of([[4], [5]]))
+        assert model.training
+
+    def test_mixing_adds_cross_entropy(self) -> None:
+        terms = self.objective(cross_entropy_share=1.0)(
+            build("gru_attention", vocabulary_size=11), batch_of([[4], [5]])
+        )
+        assert terms["loss"].item() == pytest.approx(terms["nll"].item())
+
+    def test_options_are_checked(self) -> None:
+        with pytest.raises(InputError, match="leave_one_out or greedy"):
+            self.objective(baseline="mean")
+        with pytest.raises(InputError, match="needs 2 samples"):
+            self.objective(num_samples=1)
+
+
+class TestScheduledSampling:
+    def test_a_share_of_zero_is_teacher_forcing(self, ragged: Batch) -> None:
+        model = build("gru_attention")
+        objective = ScheduledSampling(share=0.0, cross_entropy=CrossEntropy())
+        assert objective(model, ragged)["loss"].item() == CrossEntropy()(model, ragged)["loss"].item()
+
+    def test_start_end_and_padding_stay(self, ragged: Batch) -> None:
+        mixed = ScheduledSampling(share=1.0, cross_entropy=CrossEntropy()).mix(build("gru_attention"), ragged)
+        inputs = ragged.tokens[:, :-1]
+        kept = (inputs == START) | (inputs == END) | (inputs == PAD)
+        assert (
+            torch.equal(mixed[kept], inputs[kept])
+            and not torch.isin(mixed[~kept], torch.tensor([PAD, START, END])).any()
+        )
+        assert (mixed != inputs).any()
+
+    def test_replaced_words_come_from_the_models_distribution(self) -> None:
+        batch = batch_of([[4] * 30] * 400)
+        mixed = ScheduledSampling(share=1.0, cross_entropy=CrossEntropy()).mix(Fixed(PROBABILITIES), batch)
+        words = mixed[:, 1:][batch.tokens[:, 1:-1] == 4]
+        assert (words == 4).float().mean() == pytest.approx(
+            0.5 / 0.6, abs=0.02
+        )  # 3 has 0.1, END is not drawn

@@ -31,7 +31,7 @@ COLOURS = {
     "white": (250, 250, 250),
 }
 KINDS = ("circle", "square", "triangle")
-RADII = {"small": (32, 37), "": (46, 52), "large": (64, 74)}  # pixels; the gaps keep sizes unmistakable
+RADII = {"small": (34, 38), "": (48, 53), "large": (66, 74)}  # pixels; the gaps keep sizes unmistakable
 RELATIONS: dict[str, tuple[int, int]] = {  # direction in which the first lies from the second
     "above": (0, -1),
     "below": (0, 1),
@@ -72,15 +72,15 @@ class Scene(NamedTuple):
 
 def draw_scene(generator: random.Random) -> Scene:
     """Draw one scene at random."""
-    count = generator.choice((1, 2, 2, 3))
+    count = generator.choice((1, 1, 2, 2, 3))
     colours, kinds = generator.sample(list(COLOURS), count), [generator.choice(KINDS) for _ in range(count)]
     shapes: list[Shape] = []
     while len(shapes) < count:
         size = generator.choice(list(RADII))
         radius = generator.uniform(*RADII[size])
         x, y = (generator.uniform(radius + 4, CANVAS - radius - 4) for _ in range(2))
-        # Overlap is allowed up to a fifth, so that every shape can be recognised.
-        if all(math.dist((x, y), (s.x, s.y)) > 0.8 * (radius + s.radius) for s in shapes):
+        # Overlap is allowed up to a tenth, so that every shape can be recognised.
+        if all(math.dist((x, y), (s.x, s.y)) > 0.9 * (radius + s.radius) for s in shapes):
             shapes.append(Shape(kinds[len(shapes)], colours[len(shapes)], size, x, y, radius))
         elif generator.random() < 0.02:
             shapes.clear()  # a corner that leaves no room: begin again

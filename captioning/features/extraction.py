@@ -1,13 +1,14 @@
-"""Runs a backbone over every image once and fills the cache; a resumed run gives the same file.
+"""Fills the cache with what a network sees in every image, or with what published files say of it.
 
-Rows are computed in batches that start at multiples of the batch size, whatever is already there. A resumed
+Networks see rows in batches that start at multiples of the batch size, whatever is already there. A resumed
 run therefore sees each image in the same company as an uninterrupted one, and rounding gives the same bits.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,8 +22,51 @@ from captioning.features.images import read_image
 from captioning.features.writer import CacheWriter
 
 
+class Seen(NamedTuple):
+    """What an extractor saw in B pictures.
+
+    features: (B, R, D); of a picture with fewer regions the last ones are zero.
+    counts: (B,) real regions, or None where every picture has all R.
+    boxes: (B, R, 4) x1 y1 x2 y2 as fractions of width and height, or None for a grid.
+    scores: (B, R) confidence of the detector, 0 to 1, or None for a grid.
+    """
+
+    features: Tensor
+    counts: Tensor | None = None
+    boxes: Tensor | None = None
+    scores: Tensor | None = None
+
+    @classmethod
+    def of(cls, output: "Tensor | Seen") -> "Seen":
+        """Take the output of any extractor; a plain tensor is the features of a grid."""
+        return output if isinstance(output, Seen) else cls(output)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """True at real regions: (B, R), or None where all are."""
+        if self.counts is None:
+            return None
+        return torch.arange(self.features.shape[1], device=self.counts.device) < self.counts[:, None]
+
+    def rows(self) -> list[Row]:
+        """Split into what the cache stores, one row a picture."""
+        features, counts, boxes, scores = (
+            None if part is None else part.float().cpu().numpy() for part in self
+        )
+        assert features is not None
+        return [
+            Row(
+                features[position],
+                features.shape[1] if counts is None else int(counts[position]),
+                None if boxes is None else boxes[position],
+                None if scores is None else scores[position],
+            )
+            for position in range(len(features))
+        ]
+
+
 class Extractor(Protocol):
-    """What `extract` needs: `Backbone`, or the detector of `regions`."""
+    """A network that sees pictures: `Backbone`, or `RegionDetector`, which says `has_boxes`."""
 
     provenance: dict
 
@@ -35,8 +79,24 @@ class Extractor(Protocol):
     def to(self, device: torch.device) -> "Extractor":
         """Move to a device."""
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor | Seen:
         """See pictures as regions."""
+
+
+@runtime_checkable
+class RowFiles(Protocol):
+    """Files of features that somebody else made: `BottomUpFiles`."""
+
+    provenance: dict
+
+    def shape(self) -> tuple[int, int]:
+        """Tell (R, D)."""
+
+    def read_rows(self, wanted: Container[str]) -> Iterator[tuple[str, Row]]:
+        """Read the rows of wanted images, in the order of the files, by file name without suffix.
+
+        `wanted` may change between two rows.
+        """
 
 
 class Report(NamedTuple):
@@ -47,6 +107,9 @@ class Report(NamedTuple):
     done_now: int
     unreadable: list[tuple[str, str]]
     seconds: float
+
+
+Contents = tuple[list[int], list[Row | str]]  # row numbers, and of each the content or why there is none
 
 
 class _Pictures(Dataset):
@@ -66,7 +129,7 @@ class _Pictures(Dataset):
 
 
 def extract(
-    extractor: Extractor,
+    extractor: Extractor | RowFiles,
     images: Mapping[str, Path],
     path: str | Path,
     *,
@@ -94,23 +157,48 @@ def extract(
     if not images:
         raise InputError("there is no image to extract features of; check the data=... options")
     started = time.perf_counter()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        extractor = extractor.to(device)
-        provenance = {**extractor.provenance, "precision": "bfloat16" if autocast else "float32"}
-        with CacheWriter(path, list(images), extractor.shape(), provenance) as writer:
-            if repair:
-                writer.forget([image_id for image_id, _ in verify(writer.target).corrupt])
-            done_before = len(images) - len(writer.to_do)
-            unreadable: list[tuple[str, str]] = []
+    provenance, has_boxes = dict(extractor.provenance), getattr(extractor, "has_boxes", False)
+    if not isinstance(extractor, RowFiles):
+        provenance["precision"] = "bfloat16" if autocast else "float32"
+    with CacheWriter(path, list(images), extractor.shape(), provenance, with_boxes=has_boxes) as writer:
+        if repair:
+            writer.forget([image_id for image_id, _ in verify(writer.target).corrupt])
+        done_before = len(images) - len(writer.to_do)
+        if isinstance(extractor, RowFiles):
+            made, total = _read(extractor, writer, batch_size), len(writer.to_do)
+        else:
             batches = _batches(writer.to_do, len(images), batch_size)
             loader = _loader(list(images.values()), extractor, batches, num_workers)
-            for rows, pictures, errors in progress(loader, sum(map(len, batches))):
-                _store(writer, extractor, rows, pictures.to(device), errors)
-                unreadable += [(writer.image_ids[row], text) for row, text in errors.items()]
-            writer.finish()
+            made, total = _see(extractor, loader, autocast), sum(map(len, batches))
+        unreadable = [
+            failure for rows, contents in progress(made, total) for failure in _store(writer, rows, contents)
+        ]
+        writer.finish()
     done_now = len(images) - len(unreadable) - done_before
     return Report(len(images), done_before, done_now, unreadable, time.perf_counter() - started)
+
+
+def _see(extractor: Extractor, loader: Iterable, autocast: bool) -> Iterator[Contents]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    extractor = extractor.to(device)
+    for rows, pictures, errors in loader:
+        contents: list[Row | str] = [errors.get(row, "") for row in rows]
+        if len(errors) < len(rows):
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                seen = Seen.of(extractor(pictures.to(device))).rows()
+            contents = [errors.get(row, content) for row, content in zip(rows, seen, strict=True)]
+        yield rows, contents
+
+
+def _read(files: RowFiles, writer: CacheWriter, batch_size: int) -> Iterator[Contents]:
+    """Read from the files what is to do; what they lack comes last, as an error text."""
+    # Published files name images by number, our readers some of them by file name.
+    waiting = {Path(writer.image_ids[row]).stem: int(row) for row in writer.to_do}
+    # Taking a row off the list while the files are read makes the first of two equal ids win.
+    found = ((waiting.pop(image_id), content) for image_id, content in files.read_rows(waiting))
+    while batch := list(islice(found, batch_size)):
+        yield [row for row, _ in batch], [content for _, content in batch]
+    yield list(waiting.values()), ["none of the files has this image"] * len(waiting)
 
 
 def _batches(to_do: np.ndarray, total: int, batch_size: int) -> list[range]:
@@ -134,17 +222,19 @@ def _collate(items: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor, 
     return [row for row, _ in items], torch.stack(pictures), errors
 
 
-def _store(
-    writer: CacheWriter, extractor: Extractor, rows: list[int], pictures: Tensor, errors: Mapping[int, str]
-) -> None:
-    to_do = set(writer.to_do.tolist())
-    features = extractor(pictures).float().cpu().numpy() if len(errors) < len(rows) else None
-    for position, row in enumerate(rows):
-        if row in errors:
+def _store(writer: CacheWriter, rows: list[int], contents: list[Row | str]) -> list[tuple[str, str]]:
+    """Write what is still to do of a batch; returns ids and error texts of what has no content."""
+    to_do, failures = set(writer.to_do.tolist()), []
+    for row, content in zip(rows, contents, strict=True):
+        if row not in to_do:
+            continue  # seen again only as company of its neighbours
+        if isinstance(content, str):
             writer.mark_unreadable(row)
-        elif row in to_do and features is not None:
-            try:
-                writer.write(row, Row(features[position], features.shape[1]))
-            except InputError as error:
-                raise InputError(f"image {writer.image_ids[row]}: {error}") from error
+            failures.append((writer.image_ids[row], content))
+            continue
+        try:
+            writer.write(row, content)
+        except InputError as error:
+            raise InputError(f"image {writer.image_ids[row]}: {error}") from error
     writer.flush()
+    return failures

@@ -1,19 +1,27 @@
 """Caption models: features and the words so far in, scores of the next word out; one file a family."""
 
+from captioning.models.adaptive import AdaptiveAttention
+from captioning.models.attentive_translator import AttentiveTranslator
 from captioning.models.base import CaptionModel, Output, Step, pick, real_steps
 from captioning.models.gru_attention import GRUAttention
 from captioning.models.hard_attention import HardAttention, SoftAttention
+from captioning.models.mean_pooled import MeanPooled
 from captioning.models.show_attend_tell import ShowAttendTell
+from captioning.models.transformer import Transformer
 from captioning.models.up_down import UpDown
 
 __all__ = [
+    "AdaptiveAttention",
+    "AttentiveTranslator",
     "CaptionModel",
     "GRUAttention",
     "HardAttention",
+    "MeanPooled",
     "Output",
     "ShowAttendTell",
     "SoftAttention",
     "Step",
+    "Transformer",
     "UpDown",
     "pick",
     "real_steps",

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from captioning.models.recurrent import LSTMState
+
 
 class FeatureProjection(nn.Module):
     """The seed's encoder: one fully connected layer with ReLU for every region, then dropout.
@@ -37,3 +39,40 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
         return values.mean(1)
     weights = mask.to(values.dtype)[..., None]  # (B, R, 1)
     return (values * weights).sum(1) / weights.sum(1)
+
+
+class RegionSequence(nn.Module):
+    """Reads regions one after the other with an LSTM, the mean region last (Liu et al. 2017).
+
+    Args:
+        feature_dim: D of the cache.
+        embedding_dim: size of a projected region.
+        hidden_dim: H of the LSTM.
+        dropout: probability, on projected regions.
+    """
+
+    def __init__(self, *, feature_dim: int, embedding_dim: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.project = nn.Linear(feature_dim, embedding_dim)
+        self.lstm = nn.LSTM(embedding_dim, hidden_dim, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, LSTMState]:
+        """Read (B, R, D) with mask (B, R): states (B, R+1, H), the mean's last, and the final state."""
+        source = torch.cat([features, masked_mean(features, mask)[:, None]], 1)  # (B, R+1, D)
+        given = self.dropout(self.project(source)).float()
+        # Padding stands between the last region and the mean: the mean is read after the real regions
+        # instead.
+        counts = mask.sum(1)
+        rows = torch.arange(len(given), device=given.device)
+        place = torch.arange(given.shape[1], device=given.device).expand(len(given), -1)
+        order = torch.where(place == counts[:, None], given.shape[1] - 1, place)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            given[rows[:, None], order], (counts + 1).cpu(), batch_first=True, enforce_sorted=False
+        )
+        with torch.autocast(given.device.type, enabled=False):
+            states, (hidden, cell) = self.lstm(packed)
+        states, _ = nn.utils.rnn.pad_packed_sequence(states, batch_first=True, total_length=given.shape[1])
+        last = states[rows, counts]
+        states = torch.cat([states[:, :-1] * mask[..., None], last[:, None]], 1)
+        return states, LSTMState(hidden[0], cell[0])

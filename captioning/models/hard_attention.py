@@ -110,8 +110,7 @@ class HardAttention(nn.Module):
         return DrawnRegions(values, self.scorer.key(values), mask, expected.expand(len(values)))
 
     def forward(self, query: Tensor, regions: DrawnRegions) -> Look:
-        """Look with queries (B, H); extras `location_log_prob` (0 for expectations) and `entropy`, in nats.
-        """
+        """Look with queries (B, H); extras in nats: `location_log_prob` (0 for expectations), `entropy`."""
         weights = self.scorer.weigh(query, Regions(*regions[:3]))  # (B, R)
         entropy = torch.special.entr(weights.clamp(min=1e-20)).sum(-1)
         if not self.training:

@@ -18,8 +18,7 @@ from captioning.models.base import CaptionModel, Output, Step, Tree, longest_fir
 
 
 class Advance(NamedTuple):
-    """One word later: outputs for `finish` (each (B, ·)), attention (B, R) or None, new state, extras (B,).
-    """
+    """One word later: outputs for `finish` (B, ·), attention (B, R) or None, the new state, extras (B,)."""
 
     outputs: tuple[Tensor, ...]
     attention: Tensor | None
@@ -83,8 +82,7 @@ class LSTMState(NamedTuple):
 
 
 def gru_update(from_input: Tensor, from_state: Tensor, state: Tensor) -> Tensor:
-    """Apply the GRU's gates to the projections (B, 3H) and the state (B, H) (Cho et al. 2014, cuDNN's form).
-    """
+    """Apply the gates (Cho et al. 2014, cuDNN's form) to the projections (B, 3H) and the state (B, H)."""
     reset_in, update_in, new_in = from_input.float().chunk(3, dim=-1)
     reset_state, update_state, new_state = from_state.float().chunk(3, dim=-1)
     reset = torch.sigmoid(reset_in + reset_state)

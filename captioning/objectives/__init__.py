@@ -1,5 +1,9 @@
 """Training ideas, one file each: callables (model, batch) -> {"loss": …, other scalars to log}."""
 
 from captioning.objectives.cross_entropy import CrossEntropy
+from captioning.objectives.doubly_stochastic import DoublyStochastic
+from captioning.objectives.hard_attention import HardAttentionObjective
+from captioning.objectives.scheduled_sampling import ScheduledSampling
+from captioning.objectives.self_critical import SelfCritical
 
-__all__ = ["CrossEntropy"]
+__all__ = ["CrossEntropy", "DoublyStochastic", "HardAttentionObjective", "ScheduledSampling", "SelfCritical"]

@@ -1,0 +1,180 @@
+"""A Transformer captioner: a causal decoder over words that attends to projected regions.
+
+Vaswani et al. (2017) in pre-norm form; regions are an unordered set, words carry sinusoidal positions, as in
+Luo's plain Transformer. Teacher forcing runs all words in parallel; `step` keeps keys and values of the words
+before. The attention shown is the last layer's over the regions, averaged over its heads.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from captioning.models.base import CaptionModel, Output, Step, real_steps
+from captioning.models.encoder import as_computed
+
+
+class TransformerMemory(NamedTuple):
+    """Keys and values of the regions for every layer, (B, heads, R, H/heads) each, and the mask (B, R)."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor | None
+
+
+class TransformerState(NamedTuple):
+    """Keys and values of the words so far for every layer, (B, heads, t, H/heads) each."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, attention to the regions, two linear layers; each behind a norm and with a residual.
+
+    Args:
+        hidden_dim: H.
+        num_heads: that divide H.
+        inner_dim: size between the two linear layers.
+        dropout: probability, on each part's output.
+    """
+
+    def __init__(self, *, hidden_dim: int, num_heads: int, inner_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in range(3))
+        self.own = nn.Linear(hidden_dim, 3 * hidden_dim)
+        self.own_output = nn.Linear(hidden_dim, hidden_dim)
+        self.query = nn.Linear(hidden_dim, hidden_dim)
+        self.region = nn.Linear(hidden_dim, 2 * hidden_dim)
+        self.region_output = nn.Linear(hidden_dim, hidden_dim)
+        self.inner = nn.Sequential(
+            nn.Linear(hidden_dim, inner_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_dim, hidden_dim)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """Split (B, n, H) into heads: (B, heads, n, H/heads)."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def look_at_words(self, x: Tensor, before: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Attend to the words up to each (causal), with those `before`; returns x, keys and values of all."""
+        query, key, value = (self.heads(part) for part in self.own(self.norms[0](x)).chunk(3, -1))
+        if before is not None:
+            key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+        seen = functional.scaled_dot_product_attention(query, key, value, is_causal=before is None)
+        return x + self.dropout(self.own_output(seen.transpose(1, 2).flatten(2))), key, value
+
+    def look_at_regions(
+        self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend to the regions; returns x (B, T, H) and the heads' mean weights (B, T, R)."""
+        query = self.heads(self.query(self.norms[1](x)))
+        scores = query @ keys.transpose(-1, -2) / math.sqrt(query.shape[-1])  # (B, heads, T, R)
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, None, None], -torch.inf)
+        weights = scores.float().softmax(-1)
+        seen = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
+        return x + self.dropout(self.region_output(seen)), weights.mean(1)
+
+    def think(self, x: Tensor) -> Tensor:
+        """Apply the two linear layers."""
+        return x + self.dropout(self.inner(self.norms[2](x)))
+
+
+class Transformer(CaptionModel):
+    """Projected regions + causal decoder; memory: keys and values of regions; state: those of words.
+
+    Args:
+        feature_dim: D of the cache.
+        vocabulary_size: V, the four special ids included.
+        hidden_dim: H.
+        num_layers: of the decoder.
+        num_heads: that divide H.
+        inner_dim: size of a layer's inner linear layer.
+        dropout: probability.
+    """
+
+    def __init__(
+        self,
+        *,
+        feature_dim: int,
+        vocabulary_size: int,
+        hidden_dim: int,
+        num_layers: int,
+        num_heads: int,
+        inner_dim: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.vocabulary_size, self.hidden_dim = vocabulary_size, hidden_dim
+        self.project = nn.Linear(feature_dim, hidden_dim)
+        self.project_norm = nn.LayerNorm(hidden_dim)
+        self.embedding = nn.Embedding(vocabulary_size, hidden_dim)
+        self.layers = nn.ModuleList(
+            DecoderLayer(hidden_dim=hidden_dim, num_heads=num_heads, inner_dim=inner_dim, dropout=dropout)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(hidden_dim)
+        self.output = nn.Linear(hidden_dim, vocabulary_size)
+        self.dropout = nn.Dropout(dropout)
+        nn.init.normal_(self.embedding.weight, std=hidden_dim**-0.5)
+
+    def decoder(self) -> list[DecoderLayer]:
+        """List the layers."""
+        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+
+    def encode(self, features: Tensor, mask: Tensor | None = None) -> TransformerMemory:
+        """Project the regions and compute every layer's keys and values of them."""
+        regions = torch.relu(self.project(as_computed(features, self.project.weight)))
+        regions = self.dropout(self.project_norm(regions))  # (B, R, H)
+        pairs = [
+            [layer.heads(part) for part in layer.region(regions).chunk(2, -1)] for layer in self.decoder()
+        ]
+        return TransformerMemory(tuple(pair[0] for pair in pairs), tuple(pair[1] for pair in pairs), mask)
+
+    def start(self, memory: TransformerMemory) -> TransformerState:
+        """Begin without words."""
+        empty = tuple(keys[:, :, :0] for keys in memory.keys)
+        return TransformerState(empty, empty)
+
+    def step(self, tokens: Tensor, state: TransformerState, memory: TransformerMemory) -> Step:
+        """Take one word (B,)."""
+        x = self._embed(tokens[:, None], state.keys[0].shape[2])  # (B, 1, H)
+        keys, values, weights = [], [], None
+        for i, layer in enumerate(self.decoder()):
+            x, key, value = layer.look_at_words(x, (state.keys[i], state.values[i]))
+            x, weights = layer.look_at_regions(x, memory.keys[i], memory.values[i], memory.mask)
+            x = layer.think(x)
+            keys.append(key)
+            values.append(value)
+        attention = weights[:, 0] if weights is not None else None
+        return Step(self.norm(x)[:, 0], attention, TransformerState(tuple(keys), tuple(values)))
+
+    def unroll(self, memory: TransformerMemory, tokens: Tensor) -> Output:
+        """Take all words (B, T) in parallel; padding stands after the words, so causality hides it."""
+        x, weights = self._embed(tokens, 0), torch.zeros(())
+        for i, layer in enumerate(self.decoder()):
+            x, _, _ = layer.look_at_words(x, None)
+            x, weights = layer.look_at_regions(x, memory.keys[i], memory.values[i], memory.mask)
+            x = layer.think(x)
+        real = real_steps(tokens)[..., None]  # (B, T, 1)
+        return Output(self.norm(x) * real, weights * real, memory)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Score the words."""
+        return self.output(self.dropout(hidden))
+
+    def _embed(self, tokens: Tensor, first: int) -> Tensor:
+        """Embed words (B, T) that stand at positions from `first` on: (B, T, H)."""
+        words = self.embedding(tokens) * math.sqrt(self.hidden_dim)
+        return self.dropout(words + positions(first, tokens.shape[1], self.hidden_dim).to(words))
+
+
+def positions(first: int, count: int, size: int) -> Tensor:
+    """Compute sinusoidal positions (Vaswani et al. 2017, section 3.5): (count, size)."""
+    place = torch.arange(first, first + count, dtype=torch.float32)[:, None]
+    rate = torch.exp(torch.arange(0, size, 2, dtype=torch.float32) * (-math.log(10000.0) / size))
+    return torch.stack([torch.sin(place * rate), torch.cos(place * rate)], -1).flatten(1)[:, :size]

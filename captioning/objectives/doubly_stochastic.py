@@ -1,0 +1,54 @@
+"""Doubly stochastic attention (Xu et al. 2015, section 4.2.1): look at every region about equally often.
+
+    loss = mean over captions of [sum_t NLL_t + lambda * sum_i (target - sum_t alpha_ti)^2]
+
+The sums run over real steps and real regions only. The paper's target is 1, which no caption of fewer words
+than regions can reach; `target: length` takes C/L instead, with C words and L regions, which the weights can
+meet exactly.
+"""
+
+import torch
+from torch import Tensor
+
+from captioning.data.dataset import Batch
+from captioning.errors import InputError
+from captioning.models.base import CaptionModel, Output, real_steps
+from captioning.objectives.cross_entropy import CrossEntropy
+
+
+class DoublyStochastic:
+    """Cross-entropy plus the coverage term.
+
+    Args:
+        weight: lambda; 1 in the paper.
+        target: `one`, or `length` for C/L.
+        cross_entropy: the first term; `per_caption` as in the paper, so that the weight has its meaning.
+    """
+
+    def __init__(self, *, weight: float, target: str, cross_entropy: CrossEntropy) -> None:
+        if target not in ("one", "length"):
+            raise InputError(f"objective.target is {target!r}; it is one or length")
+        self.weight, self.target, self.cross_entropy = weight, target, cross_entropy
+
+    def __call__(self, model: CaptionModel, batch: Batch) -> dict[str, Tensor]:
+        """Compute the loss; `coverage` is the term before its weight, a mean over captions."""
+        output = model(batch.features, batch.tokens[:, :-1], batch.mask)
+        terms = self.cross_entropy.of_output(model, batch, output)
+        penalty = self.coverage(output, batch)
+        return {**terms, "loss": terms["loss"] + self.weight * penalty, "coverage": penalty.detach()}
+
+    def coverage(self, output: Output, batch: Batch) -> Tensor:
+        """Compute the mean over captions of sum_i (target - sum_t alpha_ti)^2.
+
+        Raises:
+            InputError: the model has no attention.
+        """
+        if output.attention is None:
+            raise InputError("the coverage term needs a model with attention over regions")
+        seen = output.attention.sum(1)  # (B, R)
+        mask = torch.ones_like(seen, dtype=torch.bool) if batch.mask is None else batch.mask
+        target = torch.ones_like(seen)
+        if self.target == "length":
+            words = real_steps(batch.tokens[:, :-1]).sum(1)
+            target = (words / mask.sum(1))[:, None].expand_as(seen)
+        return ((target - seen) ** 2 * mask).sum(1).mean()

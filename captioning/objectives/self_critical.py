@@ -1,0 +1,93 @@
+"""Self-critical sequence training (Rennie et al., CVPR 2017) with the leave-one-out baseline of Luo (2020).
+
+    loss = - mean over samples k of (r_k - b_k) * sum_t log p(w_t^k)
+
+r is CIDEr-D with document frequencies of the training references; END is a word of every n-gram, which keeps
+captions from ending in "with a". The baseline b_k is the mean reward of the image's other samples
+(`leave_one_out`), or the reward of the greedy caption under evaluation mode (`greedy`, the original).
+"""
+
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from captioning.data.dataset import Batch
+from captioning.decoding import Decoded, greedy, sample
+from captioning.errors import InputError
+from captioning.metrics import CiderD, DocumentFrequencies
+from captioning.models.base import CaptionModel
+from captioning.objectives.cross_entropy import CrossEntropy
+from captioning.vocabulary import END, PAD, tokenize
+
+
+class SelfCritical:
+    """Policy gradient of CIDEr-D, if wanted mixed with cross-entropy.
+
+    Args:
+        num_samples: captions drawn an image; at least 2 with `leave_one_out`.
+        baseline: `leave_one_out` or `greedy`.
+        max_words: of a drawn caption.
+        cross_entropy_share: weight of the cross-entropy of the batch's own captions; the rest is for the
+            reward.
+    """
+
+    def __init__(
+        self, *, num_samples: int, baseline: str, max_words: int, cross_entropy_share: float
+    ) -> None:
+        if baseline not in ("leave_one_out", "greedy"):
+            raise InputError(f"objective.baseline is {baseline!r}; it is leave_one_out or greedy")
+        if baseline == "leave_one_out" and num_samples < 2:
+            raise InputError(
+                f"leave_one_out needs 2 samples an image or more, found num_samples={num_samples}"
+            )
+        self.num_samples, self.baseline, self.max_words = num_samples, baseline, max_words
+        self.cross_entropy_share = cross_entropy_share
+        self._cider: CiderD | None = None
+        self._words: list[str] = []
+
+    def prepare(self, references: dict[str, Sequence[str]], words: Sequence[str]) -> None:
+        """Cook the training references once; called before training with them and the vocabulary."""
+        cooked: dict[Hashable, list[list[Hashable]]] = {
+            image: [[*tokenize(text), END] for text in texts] for image, texts in references.items()
+        }
+        frequencies = DocumentFrequencies.of(
+            list(cooked.values()), source="training references, END included"
+        )
+        self._cider, self._words = CiderD(cooked, frequencies), list(words)
+
+    def __call__(self, model: CaptionModel, batch: Batch) -> dict[str, Tensor]:
+        """Compute the loss; `reward` is the samples' mean CIDEr-D times 100."""
+        drawn = sample(
+            model, batch.features, batch.mask, max_words=self.max_words, num_samples=self.num_samples
+        )
+        draws = [drawn, *drawn.others]
+        rewards = torch.stack([self.rewards(batch.image_ids, draw) for draw in draws])  # (N, B)
+        advantage = (rewards - self._baseline(model, batch, rewards)).to(batch.features.device)
+        log_probs = torch.stack([draw.log_probs.sum(1) for draw in draws])  # (N, B)
+        loss = -(advantage * log_probs).mean()
+        tokens = (drawn.tokens != PAD).sum().to(torch.float32)
+        terms = {"reward": 100 * rewards.mean(), "tokens": tokens}
+        if self.cross_entropy_share:
+            teacher = CrossEntropy()(model, batch)
+            loss = (1 - self.cross_entropy_share) * loss + self.cross_entropy_share * teacher["loss"]
+            terms["nll"] = teacher["nll"]
+        return {"loss": loss, **terms}
+
+    def rewards(self, image_ids: Sequence[str], decoded: Decoded) -> Tensor:
+        """CIDEr-D of each caption (B,), END counted as a word where the caption has one."""
+        assert self._cider is not None, "prepare() comes first"
+        candidates = []
+        for image_id, row in zip(image_ids, decoded.tokens.tolist(), strict=True):
+            tokens = [END if index == END else self._words[index] for index in row if index != PAD]
+            candidates.append((image_id, tokens))
+        return torch.from_numpy(self._cider.scores(candidates)).float()
+
+    def _baseline(self, model: CaptionModel, batch: Batch, rewards: Tensor) -> Tensor:
+        if self.baseline == "leave_one_out":
+            return (rewards.sum(0) - rewards) / (len(rewards) - 1)
+        training = model.training
+        with torch.no_grad():
+            best = greedy(model.eval(), batch.features, batch.mask, max_words=self.max_words)
+        model.train(training)
+        return self.rewards(batch.image_ids, best)
