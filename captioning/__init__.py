@@ -11,6 +11,8 @@ Read the package in the order in which the data flows:
     objectives/     (model, batch) -> loss; one file per training idea
     module          the LightningModule: steps, optimisers, validation captions
     checkpoint      what a checkpoint says about itself
+    results         captions in COCO's results format, with their scores
+    comparison      two results side by side, as a page
     predictor       a checkpoint + a photograph -> a caption
     visualise       where the model looked, as pictures
     extract train evaluate caption demo      the commands

@@ -7,6 +7,7 @@ plain document where scripts are off. Its looks and keys are in `comparison.html
 import base64
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -57,6 +58,16 @@ class Example(NamedTuple):
     def difference(self) -> float:
         """First score minus second."""
         return self.scores[0] - self.scores[1]
+
+
+def names_of(paths: Sequence[str | Path]) -> list[str]:
+    """Call each file by its stem, with as many of its folders as tell the files apart."""
+    parts = [Path(path).absolute().with_suffix("").parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{part[-1]} ({number})" for number, part in enumerate(parts, start=1)]
 
 
 def score_table(evaluations: Sequence[Evaluation], paired: Mapping[str, Difference]) -> Table:
@@ -123,15 +134,35 @@ def csv_text(evaluations: Sequence[Evaluation]) -> str:
     return file.getvalue()
 
 
+def pair(
+    evaluations: Sequence[Evaluation],
+    references: Mapping[str, Sequence[str]],
+    paths: Mapping[str, Path],
+    metric: str,
+) -> list[Example]:
+    """Put two systems' captions and scores of each image together; a score of NaN counts as 0."""
+    columns = [evaluation.scores[metric].per_image for evaluation in evaluations]
+    return [
+        Example(
+            image_id,
+            paths[image_id],
+            captions,
+            (evaluations[0].captions[image_id], evaluations[1].captions[image_id]),
+            (0.0 if math.isnan(first) else first, 0.0 if math.isnan(second) else second),
+        )
+        for (image_id, captions), first, second in zip(references.items(), *columns, strict=True)
+    ]
+
+
 def choose(examples: Sequence[Example], limit: int) -> list[Example]:
-    """Keep the images where the systems differ most, half of them in either direction where there are as many.
+    """Keep the images where the systems differ most, half of them either way if there are as many.
 
     They come sorted by difference, the first system's best image at the top.
     """
     ranked = sorted(examples, key=lambda example: -example.difference)
     num_better = sum(example.difference > 0 for example in ranked)
     num_worse = len(ranked) - num_better
-    top = min(num_better, max(limit // 2, limit - num_worse))
+    top = min(num_better, max((limit + 1) // 2, limit - num_worse))
     bottom = min(num_worse, limit - top)
     return ranked[:top] + ranked[len(ranked) - bottom :]
 
@@ -152,7 +183,7 @@ def page(
         names: of the two systems.
         data: what the captions are of, for the title.
         metric: what the examples' scores are (fractions).
-        tables: shown above them.
+        tables: shown above them, all but the first folded.
         total: number of images that `examples` were chosen from.
     """
     first, second = map(escape, names)
@@ -166,7 +197,8 @@ def page(
         "data": escape(data),
         "metric": escape(metric),
         "share": share,
-        "tables": "\n".join(map(_table, tables)),
+        "tables": _table(tables[0]),
+        "details": "\n".join(map(_table, tables[1:])),
         "rows": "\n".join(_row(example, names) for example in examples),
     }
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(values)
@@ -199,8 +231,8 @@ def _row(example: Example, names: Sequence[str]) -> str:
     return f"""<li class="row" {data} aria-label="image {image_id}">
 <figure>{_picture(example)}<figcaption>{image_id}</figcaption></figure>
 <dl>{captions}</dl>
-<ul class="references" aria-label="references">{references}</ul>
 <p class="difference">{_verdict(scores[0] - scores[1], names)}</p>
+<ul class="references" aria-label="references">{references}</ul>
 </li>"""
 
 

@@ -61,9 +61,10 @@ class Evaluation(NamedTuple):
     unavailable: dict[str, str]
 
 
-def as_results(captions: Mapping[str, str]) -> list[dict[str, int | str]]:
-    """Put captions into COCO's results format; ids that are plain integers become integers again."""
-    return [{"image_id": _as_integer(image_id), "caption": text} for image_id, text in captions.items()]
+def as_json(captions: Mapping[str, str]) -> str:
+    """Write a result file's text, an entry a line; ids that are plain integers become integers again."""
+    entries = [{"image_id": _as_integer(image_id), "caption": text} for image_id, text in captions.items()]
+    return "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]\n"
 
 
 def _as_integer(image_id: str) -> int | str:

@@ -30,8 +30,8 @@ LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import
     "checkpoint": ("vocabulary", "errors", "models.base"),
     "module": ("vocabulary", "errors", "models", "data", "decoding", "metrics", "objectives", "checkpoint"),
     "predictor": ("vocabulary", "errors", "checkpoint", "features", "decoding", "models.base"),
-    "results": ("errors", "metrics"),
-    "comparison": ("errors", "results"),
+    "results": ("errors", "vocabulary", "metrics"),
+    "comparison": ("vocabulary", "metrics", "results"),
     "training": ("errors", "module", "data", "visualise"),
 }
 BORDERS = {  # third-party package: where it may be imported

@@ -1,5 +1,4 @@
-"""Readers of annotation files, one a format, all giving `Annotated` records: which sentences belong to which
-picture.
+"""Readers of annotation files, one a format, all giving `Annotated` records: pictures and their sentences.
 
 Readers do not touch the pictures: a missing one is the extraction's business, which names it.
 """
@@ -51,7 +50,7 @@ def read_coco(annotations: str | Path, images: str | Path, split: str) -> list[A
         if not isinstance(entries, list) or any(key not in entry for entry in entries[:1] for key in keys):
             raise InputError(
                 f"{annotations} is no COCO captions file: it needs a list {part!r} of records with "
-                f"{', '.join(keys)}; captions_*.json of the COCO annotations archive has them, instances_*.json lacks them"
+                f"{', '.join(keys)}; captions_*.json of COCO has them, instances_*.json lacks them"
             )
     with redirect_stdout(io.StringIO()):
         coco = COCO()
@@ -84,7 +83,7 @@ def read_coco_splits(
 
 
 def read_karpathy(annotations: str | Path, images: str | Path) -> list[Annotated]:
-    """Read Karpathy's split file (`dataset_coco.json`, `dataset_flickr8k.json`, ...); `restval` joins train."""
+    """Read Karpathy's split file (`dataset_coco.json`, `dataset_flickr8k.json`); `restval` joins train."""
     content, folder, records = _json(annotations), Path(images), []
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise InputError(f"{annotations} is no Karpathy split file: it needs a list 'images'")
@@ -146,8 +145,7 @@ def read_flickr(
 def read_pairs(
     file: str | Path, images: str | Path | None = None, *, val_share: float = 0.1, seed: int = 0
 ) -> list[Annotated]:
-    """Read one's own data: a CSV, TSV or JSONL file with the columns `image`, `caption` and, if wanted,
-    `split`.
+    """Read one's own data: CSV, TSV or JSONL with the columns `image`, `caption` and, if wanted, `split`.
 
     Several lines may name the same image. Without a split column a share of the images, drawn with the seed,
     is held out for validation.

@@ -152,7 +152,7 @@ class CaptionDataModule(LightningDataModule):
             data,
             num_workers=self.num_workers,
             collate_fn=collate,  # type: ignore[arg-type]  # `__getitems__` hands out whole batches
-            generator=torch.Generator(),  # or each new iterator would draw its seed from the one that dropout uses
+            generator=torch.Generator(),  # or each iterator would draw its seed from dropout's
             persistent_workers=self.num_workers > 0,
             **options,
         )

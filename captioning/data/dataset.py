@@ -88,9 +88,7 @@ class CaptionDataset(_Cached):
 
 
 class ImageDataset(_Cached):
-    """One item an image, with its first caption as `tokens`: what decoding and self-critical training run
-    over.
-    """
+    """One item an image, its first caption as `tokens`: what decoding and self-critical training run over."""
 
     def __len__(self) -> int:
         return len(self.records)

@@ -59,7 +59,7 @@ class Shape(NamedTuple):
 class Scene(NamedTuple):
     """Shapes in the order of drawing, and the canvas: its middle shade and how that changes.
 
-    It is lighter at the top and warmer at the left, more or less so from scene to scene, as daylight tells above
+    It is lighter at the top and warmer at the left, more or less so in each scene, as daylight tells above
     from below in photographs: convolutions alone don't know where they look.
     """
 

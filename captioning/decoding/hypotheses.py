@@ -10,7 +10,7 @@ from captioning.vocabulary import PAD
 
 
 class Captions(NamedTuple):
-    """P captions an image: words (B, P, t), log-probabilities (B, P, t), attention (B, P, t, R), sums (B, P)."""
+    """P captions an image: words, log-probabilities (B, P, t), attention (B, P, t, R), sums (B, P)."""
 
     tokens: Tensor
     log_probs: Tensor
@@ -66,7 +66,7 @@ def keep_best(finished: Captions, captions: Captions, scores: Tensor, groups: in
 
 
 def best(finished: Captions, wanted: int) -> Decoded:
-    """Give the `wanted` best captions of each image, by `sums`, which hold the scores of finished captions."""
+    """Give the `wanted` best captions of each image, by `sums`: of finished captions, their scores."""
     order = finished.sums.topk(wanted).indices  # (B, N)
     rows = torch.arange(len(order), device=order.device)
     hypotheses = []

@@ -144,8 +144,8 @@ class CacheWriter:
         if needed > free:
             raise InputError(
                 f"{self.path} needs {needed / 1e9:.2f} GB ({len(image_ids)} images of "
-                f"{row_bytes / 1024:.0f} KiB) but {self.path.parent} has {free / 1e9:.2f} GB free; make room or "
-                "set features.path=..."
+                f"{row_bytes / 1024:.0f} KiB) but {self.path.parent} has {free / 1e9:.2f} GB free; make room "
+                "or set features.path=..."
             )
         fresh = Path(f"{self.partial}.new")
         with h5py.File(fresh, "w") as file:

@@ -2,7 +2,7 @@
 
     ptb.py                      the toolkit's tokens (ptb_rules.py: their shapes)
     bleu.py rouge.py cider.py   metrics in Python (ngrams.py, document_frequencies.py: counting and weights)
-    meteor.py spice.py          metrics by their authors' Java programs, optional (toolkit.py: where those are)
+    meteor.py spice.py          metrics by their authors' Java programs, optional (toolkit.py: where they are)
     statistics.py               confidence intervals, and whether two systems differ
     diversity.py                what no reference tells: lengths, repetition, novelty, endings
     score.py                    Score, and the checks of what is scored

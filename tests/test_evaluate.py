@@ -1,0 +1,530 @@
+"""Result files with every mistake, laws of scores and comparisons, the page, and the command from end to end."""
+
+import base64
+import csv
+import io
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from captioning import evaluate
+from captioning.comparison import Example, choose, csv_text, names_of, page, pair, score_table, thumbnail
+from captioning.data import CaptionDataModule
+from captioning.errors import InputError
+from captioning.metrics import MetricUnavailable, score_all
+from captioning.results import Evaluation, as_json, compare, plain, read_results, write_text
+from captioning.results import evaluate as score
+from captioning.train import build_module
+from tests.conftest import compose_config
+from tests.test_commands import call
+
+REFERENCES = {
+    "1": ("A black dog runs through the snow.", "a dog in snow"),
+    "2": ("Two men ride bicycles.", "two men on bikes"),
+    "b.jpg": ("A child eats an apple.", "the girl has a red apple"),
+    "4": ("A red bus on a street.", "a bus drives down the road"),
+}
+GOOD = {
+    "1": "a dog runs in the snow",
+    "2": "two men ride",
+    "b.jpg": "a child eats",
+    "4": "a red bus on a road",
+}
+WEAK = {"1": "a cat", "2": "two men ride bicycles", "b.jpg": "a man on a", "4": "a bus bus"}
+METRICS = ("bleu", "rouge_l", "cider_d")
+
+
+def evaluated(captions: dict[str, str], name: str = "system", **options: Any) -> Evaluation:
+    return score(name, captions, REFERENCES, **{"metrics": METRICS, "resamples": 200, **options})
+
+
+class TestResultFiles:
+    def write(self, folder: Path, content: object) -> Path:
+        (folder / "a.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        return folder / "a.json"
+
+    def test_what_is_written_is_read_back(self, tmp_path: Path) -> None:
+        captions = {**GOOD, "2": 'a "dog"\n犬 🐕 </script>'}
+        assert read_results(self.write(tmp_path, as_json(captions)), REFERENCES.keys()) == captions
+
+    def test_ids_that_are_plain_integers_are_written_as_integers(self) -> None:
+        ids = ["1", "-7", "007", "1_000", "1.0", "٣", "", "b.jpg", "9" * 5000]
+        found = [entry["image_id"] for entry in json.loads(as_json(dict.fromkeys(ids, "a dog")))]
+        assert found == [1, -7, *ids[2:]]
+
+    def test_captions_come_in_the_order_of_the_references(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, as_json(dict(reversed(GOOD.items()))))
+        assert list(read_results(path, REFERENCES.keys())) == list(REFERENCES)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (
+                {"image_id": 77, "caption": "a"},
+                "has 1 image ids that are unknown to the references ('77'); needed is one entry for each of the 4 images",
+            ),
+            ({"image_id": "2", "caption": "a"}, "has 1 further captions of images that have one ('2')"),
+            (
+                {"image_id": math.nan, "caption": "a"},
+                "1 image ids that are neither an integer nor text (nan)",
+            ),
+            ({"image_id": True, "caption": "a"}, "1 image ids that are neither an integer nor text (True)"),
+            ({"image_id": 1.0, "caption": "a"}, "1 image ids that are neither an integer nor text (1.0)"),
+            ({"image_id": 1}, "1 entries that are no record of image_id and caption (number 5)"),
+            ("a dog", "1 entries that are no record of image_id and caption (number 5)"),
+        ],
+    )
+    def test_a_wrong_entry_is_named(self, tmp_path: Path, change: object, message: str) -> None:
+        path = self.write(tmp_path, [*json.loads(as_json(GOOD)), change])
+        with pytest.raises(InputError) as error:
+            read_results(path, REFERENCES.keys())
+        assert str(error.value).startswith(f"{path} has ") and message in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("caption", "message"),
+        [
+            (
+                "",
+                "has 1 empty captions ('2'); needed is one entry for each of the 4 images of the references, or allow_empty=true",
+            ),
+            (" \n", "has 1 empty captions ('2')"),
+            (None, "has 1 captions that are not text ('2')"),
+            (math.nan, "has 1 captions that are not text ('2')"),
+            (["a dog"], "has 1 captions that are not text ('2')"),
+            ("\ud83d", "has 1 captions with half a character (a lone surrogate) ('2')"),
+        ],
+    )
+    def test_a_wrong_caption_is_named(self, tmp_path: Path, caption: object, message: str) -> None:
+        entries = [
+            {"image_id": key, "caption": caption if key == "2" else text} for key, text in GOOD.items()
+        ]
+        with pytest.raises(InputError) as error:
+            read_results(self.write(tmp_path, entries), REFERENCES.keys())
+        assert message in str(error.value)
+
+    def test_empty_captions_are_read_on_demand(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, as_json({**GOOD, "2": ""}))
+        assert read_results(path, REFERENCES.keys(), allow_empty=True)["2"] == ""
+
+    def test_several_mistakes_come_in_one_message_with_counts(self, tmp_path: Path) -> None:
+        entries = [{"image_id": i, "caption": "a"} for i in range(10, 15)] + [{"image_id": 1, "caption": ""}]
+        with pytest.raises(InputError) as error:
+            read_results(self.write(tmp_path, entries), REFERENCES.keys())
+        assert (
+            "has 5 image ids that are unknown to the references ('10', '11', '12', …); 1 empty captions ('1'); "
+            in str(error.value)
+        )
+        assert "3 images without a caption ('2', 'b.jpg', '4'); needed" in str(error.value)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ('[{"image_id": 1,', "a.json is not JSON (Expecting property name"),
+            ("", "a.json is not JSON (Expecting value"),
+            ("[" * 100_000, "a.json is not JSON ("),
+            ('{"annotations": []}', "a.json is no result file: needed a list"),
+            ("NaN", 'a.json is no result file: needed a list [{"image_id": …, "caption": …}, …], found nan'),
+        ],
+    )
+    def test_what_is_no_result_file_is_refused(self, tmp_path: Path, content: str, message: str) -> None:
+        with pytest.raises(InputError) as error:
+            read_results(self.write(tmp_path, content), REFERENCES.keys())
+        assert message in str(error.value)
+
+    def test_missing_files_and_other_bytes_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"the result file .*none.json can't be read: No such file"):
+            read_results(tmp_path / "none.json", REFERENCES.keys())
+        (tmp_path / "b.json").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(InputError, match=r"b.json is not JSON \('utf-8' codec"):
+            read_results(tmp_path / "b.json", REFERENCES.keys())
+
+    def test_a_file_is_written_whole_or_not_at_all(self, tmp_path: Path) -> None:
+        write_text(tmp_path / "a.txt", "before")
+        with pytest.raises(UnicodeEncodeError):
+            write_text(tmp_path / "a.txt", "after \ud83d")
+        assert [path.name for path in tmp_path.iterdir()] == ["a.txt"] and (
+            tmp_path / "a.txt"
+        ).read_text() == "before"
+
+
+class TestScores:
+    def test_scores_are_those_of_the_metrics_inside_their_intervals(self) -> None:
+        said = plain(evaluated(GOOD))["scores"]
+        expected = score_all(METRICS, GOOD, REFERENCES)
+        assert said.keys() == expected.keys()
+        for metric, values in said.items():
+            assert values["score"] == pytest.approx(100 * expected[metric].corpus, abs=1e-4)
+            assert values["low"] <= values["score"] <= values["high"]
+
+    def test_intervals_score_what_the_table_scores(self) -> None:
+        evaluation = evaluated({**GOOD, "1": '22 3/4 dogs\'s "snow" (a dog)'})
+        for metric, interval in evaluation.intervals.items():
+            assert interval.score == pytest.approx(evaluation.scores[metric].corpus)
+
+    def test_one_image_has_scores_without_intervals(self) -> None:
+        said = plain(score("one", {"1": "a dog"}, {"1": REFERENCES["1"]}, metrics=("bleu",)))
+        assert said["scores"]["bleu_1"]["low"] is None and said["scores"]["bleu_1"]["score"] > 0
+
+    def test_the_seed_decides_the_intervals(self) -> None:
+        assert evaluated(GOOD, seed=3).intervals == evaluated(GOOD, seed=3).intervals
+
+    def test_novelty_is_unknown_without_training_captions(self) -> None:
+        assert plain(evaluated(GOOD))["diversity"]["novel"] is None
+        training = ["Two men, ride!", "A dog."]
+        assert plain(evaluated(GOOD, training=training))["diversity"]["novel"] == 0.75
+
+    def test_a_metric_that_cannot_be_had_leaves_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def lacking(*_: object) -> None:
+            raise MetricUnavailable("METEOR needs Java")
+
+        monkeypatch.setattr("captioning.metrics.meteor", lacking)
+        evaluation = evaluated(GOOD, metrics=("meteor", "cider_d"))
+        assert list(evaluation.scores) == ["cider_d"] and evaluation.unavailable == {
+            "meteor": "METEOR needs Java"
+        }
+        assert evaluated(GOOD, metrics=("meteor",)).lengths == []
+
+    def test_nan_becomes_null(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(
+            "captioning.results.score_all", lambda names, *_: {n: _nan_score() for n in names}
+        )
+        assert (
+            json.loads(json.dumps(plain(evaluated(GOOD, metrics=("spice",))), allow_nan=False))["scores"][
+                "spice"
+            ]["score"]
+            is None
+        )
+
+    def test_unknown_metrics_are_refused(self) -> None:
+        with pytest.raises(
+            InputError, match=r"metrics=\['cider'\] has \['cider'\]; choose among bleu, rouge_l, cider_d"
+        ):
+            evaluated(GOOD, metrics=("cider",))
+        with pytest.raises(InputError, match=r"metrics=\[\] has nothing"):
+            evaluated(GOOD, metrics=())
+
+    def test_the_csv_has_a_line_an_image(self) -> None:
+        captions = {**GOOD, "2": 'two "men",\nand bikes'}
+        lines = list(csv.DictReader(io.StringIO(csv_text([evaluated(captions)]), newline="")))
+        assert {line["image_id"]: line["caption"] for line in lines} == captions and lines[1]["words"] == "4"
+        both = list(csv.DictReader(io.StringIO(csv_text([evaluated(GOOD), evaluated(WEAK)]), newline="")))
+        assert both[0]["caption_second"] == "a cat" and float(both[0]["cider_d_second"]) < float(
+            both[0]["cider_d_first"]
+        )
+
+
+def _nan_score() -> Any:
+    from captioning.metrics import Score
+
+    return Score(math.nan, [0.5, math.nan, 0.1, 0.2])
+
+
+class TestComparison:
+    def test_a_system_does_not_differ_from_itself(self) -> None:
+        for test in compare(evaluated(GOOD), evaluated(GOOD)).values():
+            assert test.difference == 0 and test.p_value == 1
+
+    def test_swapping_the_systems_turns_the_sign(self) -> None:
+        there, back = compare(evaluated(GOOD), evaluated(WEAK)), compare(evaluated(WEAK), evaluated(GOOD))
+        assert {metric: -test.difference for metric, test in there.items()} == pytest.approx(
+            {metric: test.difference for metric, test in back.items()}
+        )
+
+    def test_names_tell_files_apart(self) -> None:
+        assert names_of(["x/greedy.json", "y/beam.json"]) == ["greedy", "beam"]
+        assert names_of(["runs/x/captions.json", "runs/y/captions.json"]) == ["x/captions", "y/captions"]
+        assert names_of(["a.json", "a.json"]) == ["a (1)", "a (2)"]
+
+    @pytest.mark.parametrize(
+        ("limit", "better", "worse"), [(100, 6, 4), (8, 4, 4), (4, 2, 2), (9, 5, 4), (1, 1, 0), (0, 0, 0)]
+    )
+    def test_the_largest_differences_either_way_are_chosen(self, limit: int, better: int, worse: int) -> None:
+        examples = [Example(str(i), Path(), (), ("", ""), (float(i), 3.5)) for i in range(10)]
+        chosen = [example.image_id for example in choose(examples, limit)]
+        assert chosen == [str(i) for i in range(9, 9 - better, -1)] + [
+            str(i) for i in range(worse - 1, -1, -1)
+        ]
+
+    def test_scores_of_nan_count_as_zero(self) -> None:
+        evaluation = evaluated(GOOD)._replace(scores={"spice": _nan_score()})
+        assert [
+            example.scores[1]
+            for example in pair([evaluation] * 2, REFERENCES, dict.fromkeys(REFERENCES, Path()), "spice")
+        ] == [0.5, 0, 0.1, 0.2]
+
+
+class Parsed(HTMLParser):
+    """Rows, attributes and text of a page; refuses tags that don't nest."""
+
+    VOID = ("meta", "img", "input")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: dict[str, list[str]] = {}
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.setdefault(self.open[-1] if self.open else "", []).append(data)
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+class TestPage:
+    HOSTILE = (
+        "</dd></script><script>alert(1)</script><img src=http://x.y/z onerror=alert(2)> $first ${x} & \"'"
+    )
+
+    def build(self, folder: Path, captions: dict[str, str] = GOOD) -> str:
+        Image.new("RGB", (900, 300), "red").save(folder / "1.png")
+        first, second = evaluated(captions, "a <b>"), evaluated(WEAK, "weak")
+        paths = {image_id: folder / f"{image_id}.png" for image_id in REFERENCES}
+        examples = choose(pair([first, second], REFERENCES, paths, "cider_d"), 200)
+        tables = [score_table([first, second], compare(first, second))]
+        return page(
+            examples, names=("a <b>", "weak"), data="toy & val", metric="cider_d", tables=tables, total=4
+        )
+
+    def test_rows_hold_captions_references_and_differences_sorted(self, tmp_path: Path) -> None:
+        parsed = Parsed(self.build(tmp_path))
+        rows = [attributes for attributes in parsed.of("li") if attributes.get("class") == "row"]
+        differences = [float(row["data-first"] or 0) - float(row["data-second"] or 0) for row in rows]
+        assert {row["data-id"] for row in rows} == REFERENCES.keys() and differences == sorted(
+            differences, reverse=True
+        )
+        assert differences[0] > 0 > differences[-1]
+        assert set(GOOD.values()) | set(WEAK.values()) == set(parsed.text["dd"])
+        assert {text for captions in REFERENCES.values() for text in captions} <= set(parsed.text["li"])
+        assert "toy & val" in parsed.text["title"][0] and "a <b>" in parsed.text["title"][0]
+
+    def test_captions_stay_text_whatever_they_hold(self, tmp_path: Path) -> None:
+        plain_page, hostile = (
+            Parsed(self.build(tmp_path)),
+            Parsed(self.build(tmp_path, {**GOOD, "2": self.HOSTILE})),
+        )
+        assert sorted(tag for tag, _ in hostile.tags) == sorted(tag for tag, _ in plain_page.tags)
+        assert "".join(hostile.text["dd"]).count(self.HOSTILE) == 1
+
+    def test_it_asks_for_nothing_from_outside(self, tmp_path: Path) -> None:
+        parsed = Parsed(self.build(tmp_path))
+        links = [
+            value or ""
+            for _, attributes in parsed.tags
+            for name, value in attributes.items()
+            if name in ("src", "href")
+        ]
+        assert links and all(link.startswith("data:image/jpeg;base64,") for link in links)
+        assert "default-src 'none'" in (parsed.of("meta")[2]["content"] or "") and not parsed.of("link")
+
+    def test_pictures_are_small_and_missing_ones_told(self, tmp_path: Path) -> None:
+        text = self.build(tmp_path)
+        [image] = Parsed(text).of("img")
+        content = base64.b64decode((image["src"] or "").partition(",")[2])
+        assert Image.open(io.BytesIO(content)).size == (320, 107) and text.count("no picture") == 3
+        (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 no")
+        assert thumbnail(tmp_path / "bad.jpg") is None
+
+    def test_controls_have_names(self, tmp_path: Path) -> None:
+        parsed = Parsed(self.build(tmp_path))
+        assert all(image["alt"] for image in parsed.of("img")) and parsed.of("html")[0]["lang"] == "en"
+        assert [button.get("aria-pressed") for button in parsed.of("button")[:3]] == [
+            "true",
+            "false",
+            "false",
+        ]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(toy_root: Path, toy_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of an untrained model on the toy data."""
+    from captioning.train import build_data
+
+    config = compose_config(
+        "train", *toy_overrides, "output_dir=none", "data.reader.root=" + str(toy_root / "toy")
+    )
+    data: CaptionDataModule = build_data(config)
+    torch.manual_seed(0)
+    module = build_module(config, data)
+    content: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(content)
+    path = tmp_path_factory.mktemp("run") / "best.ckpt"
+    torch.save(content, path)
+    return path
+
+
+def configured(folder: Path, *options: object) -> Any:
+    return compose_config("evaluate", f"output_dir={folder}", "resamples=50", *map(str, options))
+
+
+class TestCommand:
+    def test_a_checkpoint_then_a_comparison_without_one_of_the_metrics(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = call(
+            "evaluate",
+            f"checkpoint={checkpoint}",
+            "split=test",
+            "decoding=nucleus",
+            "resamples=50",
+            "output_dir=first",
+            cwd=tmp_path,
+        )
+        assert first.returncode == 0 and "cider_d" in first.stdout and "ms an image" in first.stdout, (
+            first.stderr
+        )
+        folder = tmp_path / "first"
+        assert {"captions.json", "scores.json", "images.csv"} <= {path.name for path in folder.iterdir()}
+        captions, scores = (
+            json.loads((folder / name).read_text()) for name in ("captions.json", "scores.json")
+        )
+        assert len(captions) == scores["num_images"] == 8 and isinstance(captions[0]["image_id"], int)
+        assert (
+            scores["references"] == "toy test"
+            and scores["decoding"]["top_p"] == 0.9
+            and scores["milliseconds_per_image"] > 0
+        )
+        for entry in captions:
+            entry["caption"] = "a red circle"
+        (tmp_path / "constant.json").write_text(json.dumps(captions))
+        monkeypatch.setenv("PATH", "")  # no Java
+        second = call(
+            "evaluate", f"compare=[{folder / 'captions.json'},constant.json]", f"checkpoint={checkpoint}", "split=test",
+            "metrics=[bleu,rouge_l,cider_d,meteor]", "allow_empty=true", "resamples=50", "output_dir=second", cwd=tmp_path,
+        )  # fmt: skip
+        assert second.returncode == 2 and "error: no meteor: METEOR needs" in second.stderr, second.stderr
+        assert "difference" in second.stdout and "Traceback" not in second.stderr
+        again = json.loads((tmp_path / "second" / "scores.json").read_text())
+        assert again["systems"][0]["scores"] == scores["systems"][0]["scores"]
+        assert again["paired"]["cider_d"]["p_value"] > 0
+        parsed = Parsed((tmp_path / "second" / "comparison.html").read_text())
+        assert len(parsed.of("img")) == 8
+
+    def test_a_result_file_scores_as_the_model_that_wrote_it(self, checkpoint: Path, tmp_path: Path) -> None:
+        options = f"checkpoint={checkpoint}", "allow_empty=true"
+        own = evaluate.evaluate_model(configured(tmp_path, *options))
+        found = evaluate.evaluate_file(
+            configured(tmp_path, *options, f"results={tmp_path / 'captions.json'}")
+        )
+        assert found.scores == own.scores and found.diversity == own.diversity and found.name == "captions"
+
+    def test_a_mistake_leaves_no_file(self, checkpoint: Path, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_text('[{"image_id": 5, "caption": NaN}]')
+        done = call("evaluate", "results=a.json", f"checkpoint={checkpoint}", "output_dir=run", cwd=tmp_path)
+        assert (
+            done.returncode == 2
+            and "error: a.json has 1 image ids that are unknown" in done.stderr
+            and "Traceback" not in done.stderr
+        )
+        assert not [
+            path
+            for path in (tmp_path / "run").iterdir()
+            if path.suffix in (".json", ".csv", ".html", ".partial")
+        ]
+
+    def test_the_seed_decides_what_is_sampled(self, checkpoint: Path, tmp_path: Path) -> None:
+        def captions(seed: int) -> dict[str, str]:
+            options = f"checkpoint={checkpoint}", "decoding=nucleus", f"seed={seed}"
+            return evaluate.evaluate_model(configured(tmp_path, *options)).captions
+
+        assert captions(1) == captions(1) != captions(2)
+
+    def test_data_given_on_the_command_line_replace_the_checkpoints(
+        self, checkpoint: Path, toy_root: Path, tmp_path: Path
+    ) -> None:
+        options = [
+            f"checkpoint={checkpoint}",
+            "data=toy",
+            f"data_root={toy_root}",
+            "data.reader.scenes={train: 24, val: 8, test: 8}",
+        ]
+        own = evaluate.evaluate_model(configured(tmp_path, options[0]))
+        assert evaluate.evaluate_model(configured(tmp_path, *options)).captions == own.captions
+
+    def test_beam_search_takes_words_as_words(self, checkpoint: Path, tmp_path: Path) -> None:
+        options = f"checkpoint={checkpoint}", "decoding=beam", "decoding.required=[circle]"
+        captions = evaluate.evaluate_model(configured(tmp_path, *options)).captions
+        assert all("circle" in caption.split() for caption in captions.values())
+
+    def test_references_may_be_a_coco_file(self, toy_root: Path, tmp_path: Path) -> None:
+        options = (
+            f"references={toy_root / 'toy' / 'captions_val.json'}",
+            f"images={toy_root / 'toy' / 'images'}",
+        )
+        references = evaluate.read_references(configured(tmp_path, *options))
+        assert len(references.captions) == 8 and references.training == []
+        assert all(record.path.is_file() for record in references.records.values())
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ([], "nothing to evaluate: give checkpoint=…, results=a.json or compare=[a.json,b.json]"),
+            (["results=a", "compare=[a,b]"], "results= scores one file and compare= two"),
+            (["compare=[a]"], r"compare=['a'] must be a list of two files"),
+            (["compare=a.json"], "compare=a.json must be a list of two files"),
+            (["checkpoint=[a,b]"], "checkpoint=['a', 'b'] must be one file or run folder, not a list"),
+            (["results=a", "metrics=[cider]"], "metrics=['cider'] has ['cider']"),
+            (
+                ["compare=[a,b]", "page_metric=spice"],
+                "page_metric=spice is not scored here; it is one of bleu_1, bleu_2, bleu_3, bleu_4, rouge_l, cider_d",
+            ),
+        ],
+    )
+    def test_options_that_mean_nothing_are_refused(
+        self, tmp_path: Path, options: list[str], message: str
+    ) -> None:
+        with pytest.raises(InputError) as error:
+            evaluate.check_options(configured(tmp_path, *options))
+        assert message in str(error.value)
+
+    def test_every_page_metric_is_accepted(self, tmp_path: Path) -> None:
+        for metric in ("bleu_4", "rouge_l", "cider_d"):
+            evaluate.check_options(configured(tmp_path, "compare=[a,b]", f"page_metric={metric}"))
+
+    def test_references_that_are_not_there_are_named(self, checkpoint: Path, tmp_path: Path) -> None:
+        with pytest.raises(
+            InputError, match="no references: give references=captions.json, data=… or checkpoint=…"
+        ):
+            evaluate.read_references(configured(tmp_path, "results=a.json"))
+        with pytest.raises(
+            InputError, match="toy has no split 'tset'; it has test, train, val: choose one with split="
+        ):
+            evaluate.read_references(configured(tmp_path, f"checkpoint={checkpoint}", "split=tset"))
+
+    def test_data_that_moved_are_told_with_the_remedy(self, checkpoint: Path, tmp_path: Path) -> None:
+        with pytest.raises(
+            InputError, match=r"there is no feature file gone.h5; make it .*give features_path=…"
+        ):
+            evaluate.evaluate_model(configured(tmp_path, f"checkpoint={checkpoint}", "features_path=gone.h5"))
+        content = torch.load(checkpoint, weights_only=True)
+        content["captioning"]["data"]["reader"] = {
+            "_target_": "captioning.data.annotations.read_pairs",
+            "_partial_": True,
+            "file": "gone.csv",
+        }
+        torch.save(content, tmp_path / "moved.ckpt")
+        with pytest.raises(
+            InputError, match=r"there is no annotation file gone.csv; .*: give data=… \(and features=…"
+        ):
+            evaluate.evaluate_model(configured(tmp_path, f"checkpoint={tmp_path / 'moved.ckpt'}"))
+        content["captioning"]["data"]["surplus"] = 1
+        torch.save(content, tmp_path / "old.ckpt")
+        with pytest.raises(InputError, match=r"unexpected keyword argument 'surplus'.*: give data=…"):
+            evaluate.evaluate_model(configured(tmp_path, f"checkpoint={tmp_path / 'old.ckpt'}"))
