@@ -34,8 +34,12 @@ def main() -> None:
         for row in range(len(features)):
             beam_search(model, features[row : row + 1], **settings)
 
-    ways = {"batched": (batched, False), "batched, bfloat16": (batched, True), "one at a time": (one_by_one, False),
-            "greedy, batched": (lambda: greedy(model, features, max_words=20), False)}  # fmt: skip
+    ways = {
+        "batched": (batched, False),
+        "batched, bfloat16": (batched, True),
+        "one at a time": (one_by_one, False),
+        "greedy, batched": (lambda: greedy(model, features, max_words=20), False),
+    }
     times: dict[str, list[float]] = {name: [] for name in ways}
     with torch.no_grad():
         for repeat in range(options.repeats + 1):

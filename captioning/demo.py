@@ -31,7 +31,9 @@ def main(config: DictConfig) -> None:
     """Run the command."""
     started = time.perf_counter()
     train(config)
-    predictor = Predictor.load(config.output_dir, decoding=partial(build_decoder, config.decoding))
+    # The last epoch, where the learning rate has come down; "best" goes by CIDEr-D, which is not truth.
+    last = Path(config.output_dir) / "checkpoints" / "last.ckpt"
+    predictor = Predictor.load(last, decoding=partial(build_decoder, config.decoding))
     records = [record for record in instantiate(config.data.reader)() if record.split == "test"]
     images = [read_image(record.path) for record in records]
     captions = [caption for i in range(0, len(images), 50) for caption in predictor.batch(images[i : i + 50])]

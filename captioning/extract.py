@@ -10,6 +10,7 @@ from pathlib import Path
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from captioning.data.download import download_coco
 from captioning.entry import command
 from captioning.errors import InputError
 from captioning.features import extract, verify
@@ -24,6 +25,8 @@ def main(config: DictConfig) -> None:
     if config.on_error not in ("fail", "skip"):
         raise InputError(f"on_error is {config.on_error!r}; it is fail or skip")
     path = Path(config.features.path)
+    if config.download:
+        log.info("COCO 2014 is in %s", ", ".join(map(str, download_coco(Path(config.data_root) / "coco"))))
     if config.verify:
         check(path)
         return
