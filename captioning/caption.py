@@ -16,7 +16,7 @@ from captioning.errors import InputError
 from captioning.features import read_image
 from captioning.features.images import IMAGE_SUFFIXES
 from captioning.predictor import Caption, Predictor, as_json
-from captioning.visualise import attention_figure, close, save
+from captioning.visualise import attention_figure, close, grid_margin, save
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,9 @@ def draw(path: Path, caption: Caption, target: Path) -> None:
     if caption.attention is None:
         log.warning("%s: this model has no attention over regions to draw", path)
         return
-    figure = attention_figure(read_image(path), caption.words, caption.attention, caption.boxes, caption.text)
+    margin = grid_margin(caption.image_size[0], caption.attention.shape[1])
+    image = read_image(path)
+    figure = attention_figure(image, caption.words, caption.attention, caption.boxes, caption.text, margin)
     save(figure, target)
     close(figure)
 

@@ -19,7 +19,7 @@ from captioning.entry import build_decoder, command
 from captioning.features import read_image
 from captioning.predictor import Caption, Predictor
 from captioning.train import train
-from captioning.visualise import attention_figure, close, save
+from captioning.visualise import attention_figure, close, grid_margin, save
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,10 @@ def main(config: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for record, image, caption in list(zip(records, images, captions, strict=True))[:PICTURES]:
         if caption.attention is not None:
-            figure = attention_figure(image, caption.words, caption.attention, caption.boxes, caption.text)
+            margin = grid_margin(caption.image_size[0], caption.attention.shape[1])
+            figure = attention_figure(
+                image, caption.words, caption.attention, caption.boxes, caption.text, margin
+            )
             save(figure, folder / f"{record.path.stem}.png")
             close(figure)
     report(found)

@@ -23,13 +23,21 @@ from captioning.vocabulary import Vocabulary
 
 
 class Caption(NamedTuple):
-    """Text, its T words, attention (T, R) or None, log-probability in nats, boxes (R, 4) or None."""
+    """One caption.
+
+    text, words: the T words as one string and as a list.
+    attention: (T, R) or None.
+    log_prob: of the whole caption, in nats.
+    boxes: (R, 4) of detector regions as fractions of the picture, or None for a grid.
+    image_size: height and width in pixels of what the backbone saw.
+    """
 
     text: str
     words: list[str]
     attention: np.ndarray | None
     log_prob: float
-    boxes: np.ndarray | None = None
+    boxes: np.ndarray | None
+    image_size: tuple[int, int]
 
 
 class Predictor:
@@ -111,7 +119,8 @@ class Predictor:
         attention = None
         if decoded.attention is not None:
             attention = decoded.attention[row, : len(words), :count].float().cpu().numpy()
-        return Caption(" ".join(words), words, attention, float(decoded.log_probs[row].sum()), boxes)
+        log_prob = float(decoded.log_probs[row].sum())
+        return Caption(" ".join(words), words, attention, log_prob, boxes, self.backbone.image_size)
 
 
 def as_json(name: str, caption: Caption) -> dict[str, Any]:

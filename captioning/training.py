@@ -16,7 +16,7 @@ from torch import nn
 from captioning.data import Batch, CaptionDataModule, ImageDataset
 from captioning.errors import InputError
 from captioning.module import CaptioningModule
-from captioning.visualise import attention_figure, close
+from captioning.visualise import attention_figure, close, grid_margin
 
 log = logging.getLogger(__name__)
 
@@ -91,9 +91,25 @@ class SampleCaptions(Callback):
                 if isinstance(logger, TensorBoardLogger) and decoded.attention is not None and words:
                     attention = decoded.attention[position, : len(words)].float().cpu().numpy()
                     with Image.open(record.path) as image:
-                        figure = attention_figure(image.convert("RGB"), words, attention)
+                        figure = self._figure(
+                            module, data, record.image_id, image.convert("RGB"), words, attention
+                        )
                     logger.experiment.add_figure(f"{split}/{record.image_id}", figure, trainer.current_epoch)
                     close(figure)
+
+    @staticmethod
+    def _figure(
+        module: CaptioningModule,
+        data: ImageDataset,
+        image_id: str,
+        image: Image.Image,
+        words: list[str],
+        attention: Any,
+    ) -> Any:
+        if data.cache.has_boxes:
+            return attention_figure(image, words, attention, data.cache.boxes(image_id))
+        seen = module.description["features"]["extractor"]["image_size"][0]
+        return attention_figure(image, words, attention, margin=grid_margin(seen, attention.shape[1]))
 
 
 class TraceShapes(Callback):

@@ -23,6 +23,7 @@ def attention_figure(
     attention: np.ndarray,
     boxes: np.ndarray | None = None,
     title: str = "",
+    margin: float = 0.0,
 ) -> Any:
     """Draw the image and then, once a word, the image with that word's attention.
 
@@ -33,6 +34,7 @@ def attention_figure(
             square grid, row by row from the top left.
         boxes: (R, 4) x1 y1 x2 y2 as fractions of the picture, for detector regions.
         title: shown above all.
+        margin: see `grid_margin`.
 
     Returns:
         a matplotlib Figure; `close` it after use.
@@ -51,22 +53,38 @@ def attention_figure(
     axes[0].set_title("picture", fontsize=11, color="grey")
     for axis, word, weights in zip(axes[1:], words, attention, strict=False):
         axis.set_title(word, fontsize=15)
-        axis.imshow(overlay(image, weights, boxes))
+        axis.imshow(overlay(image, weights, boxes, margin))
     if title:
         figure.suptitle(title, fontsize=15)
     return figure
 
 
-def overlay(image: Image.Image, weights: np.ndarray, boxes: np.ndarray | None = None) -> np.ndarray:
+def grid_margin(image_size: int, num_regions: int) -> float:
+    """Share of the picture's side that lies outside the grid on each side.
+
+    Convolutions without padding see a smaller square than the picture: InceptionV3's 8 × 8 cells stand 32
+    pixels apart and cover 256 of 299. Stretched over the whole picture, attention would be shown too far out,
+    by up to a cell. Steps of convolutional networks are powers of two, so the largest one that fits is the
+    cell's.
+    """
+    side = math.isqrt(num_regions)
+    step = 2 ** int(math.log2(image_size / side))
+    return (1 - side * step / image_size) / 2
+
+
+def overlay(
+    image: Image.Image, weights: np.ndarray, boxes: np.ndarray | None = None, margin: float = 0.0
+) -> np.ndarray:
     """Light up the regions a word looked at and darken the rest: (H, W, 3) bytes.
 
     Args:
         image: RGB.
         weights: (R,) attention of one word.
         boxes: see `attention_figure`.
+        margin: see `grid_margin`.
     """
     if boxes is None:
-        heat = _grid_heat(weights, image.size)
+        heat = _grid_heat(weights, image.size, margin)
         heat = heat - heat.min()
     else:
         heat = _box_heat(weights, boxes, image.size)
@@ -88,12 +106,14 @@ def close(figure: Any) -> None:
     figure.clear()
 
 
-def _grid_heat(weights: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _grid_heat(weights: np.ndarray, size: tuple[int, int], margin: float) -> np.ndarray:
     side = math.isqrt(len(weights))
     if side * side != len(weights):
         raise ValueError(f"{len(weights)} regions are no square grid; pass their boxes")
     grid = Image.fromarray(weights.reshape(side, side).astype(np.float32))
-    return np.asarray(grid.resize(size, Image.Resampling.BICUBIC)).clip(0)
+    across, down = (round(length * margin) for length in size)
+    inner = grid.resize((size[0] - 2 * across, size[1] - 2 * down), Image.Resampling.BICUBIC)
+    return np.pad(np.asarray(inner), ((down, down), (across, across)), mode="edge").clip(0)
 
 
 def _outline(image: Image.Image, boxes: np.ndarray) -> Image.Image:

@@ -1,0 +1,84 @@
+"""Attention pictures: light falls where the weights are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captioning.features import Backbone
+from captioning.visualise import attention_figure, close, grid_margin, overlay, save
+
+GREY = Image.new("RGB", (160, 80), (128, 128, 128))
+
+
+def brightest(picture: np.ndarray) -> tuple[float, float]:
+    """Centre of the brightest pixels, as fractions of height and width."""
+    light = picture.astype(float).sum(-1)
+    rows, columns = np.nonzero(light >= np.quantile(light, 0.99))
+    return rows.mean() / picture.shape[0], columns.mean() / picture.shape[1]
+
+
+def test_row_by_row_from_the_top_left() -> None:
+    weights = np.zeros(16)
+    weights[1 * 4 + 3] = 1.0  # second row, last column
+    down, across = brightest(overlay(GREY, weights))
+    assert abs(down - 1.5 / 4) < 0.05 and across > 0.8
+
+
+def test_boxes_light_up_their_own_place() -> None:
+    boxes = np.array([[0.0, 0.0, 0.25, 0.5], [0.5, 0.5, 1.0, 1.0]])
+    down, across = brightest(overlay(GREY, np.array([0.1, 0.9]), boxes)[1:-1, 1:-1])
+    assert down > 0.5 and across > 0.5
+
+
+def test_uniform_weights_are_not_made_to_look_certain() -> None:
+    lit = overlay(GREY, np.full(16, 1 / 16))
+    assert np.ptp(lit.astype(float)) == 0
+
+
+def test_a_grid_of_convolutions_without_padding_covers_less_than_the_picture() -> None:
+    assert grid_margin(224, 49) == 0
+    assert grid_margin(299, 64) == pytest.approx((299 - 256) / 2 / 299)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "node", "size"),
+    [("inception_v3", "maxpool2", 83), ("inception_v3", "Mixed_6a", 155), ("resnet18", "layer2", 64)],
+)
+def test_light_falls_on_what_the_cell_saw(architecture: str, node: str, size: int) -> None:
+    """A dot moved over the picture is lit where it is: the cell that reacts most is drawn over the dot."""
+    backbone = Backbone(
+        architecture=architecture,
+        node=node,
+        weights="random",
+        image_size=[size, size],
+        mean=[0.5] * 3,
+        std=[0.5] * 3,
+    )
+    blank = torch.full((1, 3, size, size), 128, dtype=torch.uint8)
+    for down, across in ((0.2, 0.3), (0.5, 0.5), (0.75, 0.25)):
+        dotted = blank.clone()
+        y, x = round(down * size), round(across * size)
+        dotted[..., y - 3 : y + 3, x - 3 : x + 3] = 255
+        change = (backbone(dotted) - backbone(blank)).abs().sum(-1)[0].numpy()
+        side = round(len(change) ** 0.5)
+        image = Image.new("RGB", (200, 200), (128, 128, 128))
+        found = brightest(overlay(image, change / change.sum(), margin=grid_margin(size, side * side)))
+        assert abs(found[0] - down) < 0.11 and abs(found[1] - across) < 0.11  # a cell is 0.1 or more
+
+
+def test_a_picture_a_word_and_the_image_itself(tmp_path: Path) -> None:
+    words = [f"word{i}" for i in range(15)]
+    figure = attention_figure(GREY, words, np.random.default_rng(0).random((15, 64)), title="all of it")
+    shown = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert shown == ["picture", *words]
+    save(figure, tmp_path / "a.png")
+    close(figure)
+    assert Image.open(tmp_path / "a.png").size[0] > 900
+
+
+def test_regions_that_are_no_square_need_boxes() -> None:
+    with pytest.raises(ValueError, match="no square grid"):
+        overlay(GREY, np.ones(7))
