@@ -110,10 +110,13 @@ def _grid_heat(weights: np.ndarray, size: tuple[int, int], margin: float) -> np.
     side = math.isqrt(len(weights))
     if side * side != len(weights):
         raise ValueError(f"{len(weights)} regions are no square grid; pass their boxes")
-    grid = Image.fromarray(weights.reshape(side, side).astype(np.float32))
-    across, down = (round(length * margin) for length in size)
-    inner = grid.resize((size[0] - 2 * across, size[1] - 2 * down), Image.Resampling.BICUBIC)
-    return np.pad(np.asarray(inner), ((down, down), (across, across)), mode="edge").clip(0)
+    rings = 2  # of cells around the grid: empty where the picture goes on, so that the light fades there
+    padded = np.pad(weights.reshape(side, side), rings, mode="constant" if margin else "edge")
+    across = side / (1 - 2 * margin)  # cells that would cover the picture
+    start = rings - margin * across
+    box = (start, start, start + across, start + across)
+    grid = Image.fromarray(padded.astype(np.float32))
+    return np.asarray(grid.resize(size, Image.Resampling.BICUBIC, box=box)).clip(0)
 
 
 def _outline(image: Image.Image, boxes: np.ndarray) -> Image.Image:
