@@ -29,6 +29,7 @@ from captioning.data.annotations import Annotated, read_coco
 from captioning.decoding import Decoded
 from captioning.entry import build_decoder, command
 from captioning.errors import InputError
+from captioning.predictor import load_members
 from captioning.results import Evaluation
 
 log = logging.getLogger(__name__)
@@ -89,8 +90,6 @@ def check_options(config: DictConfig) -> None:
         raise InputError("nothing to evaluate: give checkpoint=…, results=a.json or compare=[a.json,b.json]")
     if config.compare and (isinstance(config.compare, str) or len(config.compare) != 2):
         raise InputError(f"compare={config.compare} must be a list of two files: compare=[a.json,b.json]")
-    if OmegaConf.is_config(config.checkpoint):
-        raise InputError(f"checkpoint={config.checkpoint} must be one file or run folder, not a list")
     results.check_metrics(config.metrics)
     names = [f"bleu_{n}" if metric == "bleu" else metric for metric in config.metrics for n in range(1, 5)]
     if config.compare and config.page_metric not in names:
@@ -100,7 +99,7 @@ def check_options(config: DictConfig) -> None:
 
 def evaluate_model(config: DictConfig) -> Evaluation:
     """Caption a split with a checkpoint's model; write and score the captions."""
-    loaded = checkpoint.load(checkpoint.locate(config.checkpoint, _BEST))
+    loaded = load_members(_paths(config))
     datamodule = build_data(config, loaded)
     records = [record for split in datamodule.records.values() for record in split]
     references = References.of(str(datamodule.name), records, config.split)
@@ -117,6 +116,12 @@ def evaluate_model(config: DictConfig) -> Evaluation:
     write_scores(config, [evaluation], references, said)
     log.info("%.2f ms an image to decode", milliseconds)
     return evaluation
+
+
+def _paths(config: DictConfig) -> list[str]:
+    """List the checkpoints: one, or the members of an ensemble."""
+    given = config.checkpoint
+    return [str(path) for path in given] if OmegaConf.is_config(given) else [str(given)]
 
 
 def build_data(config: DictConfig, loaded: Loaded) -> CaptionDataModule:
@@ -187,7 +192,7 @@ def read_references(config: DictConfig) -> References:
         return References.of(config.data.name, instantiate(config.data.reader)(), config.split)
     if not config.checkpoint:
         raise InputError("no references: give references=captions.json, data=… or checkpoint=…")
-    data = checkpoint.read(checkpoint.locate(config.checkpoint, _BEST))["captioning"]["data"]
+    data = checkpoint.read(checkpoint.locate(_paths(config)[0], _BEST))["captioning"]["data"]
     try:
         return References.of(data["name"], checkpoint.build(data["reader"])(), config.split)
     except (InputError, InstantiationException) as error:

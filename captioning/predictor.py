@@ -40,6 +40,27 @@ class Caption(NamedTuple):
     image_size: tuple[int, int]
 
 
+def load_members(path: str | Path | Sequence[str | Path]) -> checkpoint.Loaded:
+    """Load one checkpoint, or several of any families as an ensemble with the first one's description.
+
+    Args:
+        path: checkpoint file or run folder (the best epoch is taken), or a list of them.
+
+    Raises:
+        InputError: no such checkpoint, or members of different words or features.
+    """
+    paths = [path] if isinstance(path, (str, Path)) else list(path)
+    members = [checkpoint.load(checkpoint.locate(one, ("best.ckpt", "last.ckpt"))) for one in paths]
+    first = members[0]
+    for member, name in zip(members, paths, strict=True):
+        if member.vocabulary.words != first.vocabulary.words:
+            raise InputError(f"{name} has other words than {paths[0]}; an ensemble needs one vocabulary")
+        check_provenance(name, member.description["provenance"], first.description["provenance"])
+    if len(members) == 1:
+        return first
+    return first._replace(model=Ensemble([member.model for member in members]).eval())
+
+
 class Predictor:
     """Captions photographs with a trained model.
 
@@ -83,22 +104,17 @@ class Predictor:
             are
                 missing or have changed.
         """
-        paths = [path] if isinstance(path, (str, Path)) else list(path)
-        members = [checkpoint.load(checkpoint.locate(one, ("best.ckpt", "last.ckpt"))) for one in paths]
-        first = members[0]
-        for member, name in zip(members, paths, strict=True):
-            if member.vocabulary.words != first.vocabulary.words:
-                raise InputError(f"{name} has other words than {paths[0]}; an ensemble needs one vocabulary")
-            check_provenance(name, member.description["provenance"], first.description["provenance"])
+        first = load_members(path)
         config = dict(first.description["features"]["extractor"])
         if weights:
             config["weights"] = weights
         backbone = checkpoint.build(config)
         known = first.description["provenance"]
-        check_provenance(paths[0], known, {k: v for k, v in backbone.provenance.items() if k in known})
-        model = first.model if len(members) == 1 else Ensemble([member.model for member in members]).eval()
+        check_provenance(
+            "the checkpoint", known, {k: v for k, v in backbone.provenance.items() if k in known}
+        )
         words = first.vocabulary
-        return cls(model=model, vocabulary=words, backbone=backbone, decoding=decoding(words))
+        return cls(model=first.model, vocabulary=words, backbone=backbone, decoding=decoding(words))
 
     def __call__(self, image: Image.Image) -> Caption:
         """Caption one upright RGB picture."""

@@ -64,6 +64,31 @@ class TestCaption:
         assert [line["image"] for line in lines] == [str(image) for image in images[:2]]
         assert all(line["log_prob"] < 0 for line in lines)
 
+    def test_twins_as_an_ensemble_say_what_the_twin_says(
+        self, run_folder: Path, toy_root: Path, tmp_path: Path
+    ) -> None:
+        image = next((toy_root / "toy" / "images").glob("test_*.jpg"))
+        said = [
+            call("caption", f"checkpoint={c}", f"image={image}").stdout
+            for c in (run_folder, f"[{run_folder},{run_folder}]")
+        ]
+        assert said[0] and said[0] == said[1]
+        options = [
+            f"checkpoint=[{run_folder},{run_folder}]",
+            "decoding=beam",
+            "resamples=10",
+            "output_dir=scores",
+        ]
+        done = call("evaluate", *options, cwd=tmp_path)
+        assert done.returncode == 0 and (tmp_path / "scores" / "scores.json").is_file(), done.stderr
+
+    def test_required_and_first_words_are_given_as_words(self, run_folder: Path, toy_root: Path) -> None:
+        image = next((toy_root / "toy" / "images").glob("test_*.jpg"))
+        options = [f"checkpoint={run_folder}", f"image={image}", "decoding=beam"]
+        done = call("caption", *options, "decoding.required=[yellow]", "decoding.prefix=[there,is]")
+        assert ": there is" in done.stdout and "yellow" in done.stdout, done.stderr
+        assert "do not include 'giraffe'" in call("caption", *options, "decoding.required=[giraffe]").stderr
+
     def test_the_picture_shows_the_image_and_each_word(
         self, run_folder: Path, toy_root: Path, tmp_path: Path
     ) -> None:

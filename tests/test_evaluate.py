@@ -479,7 +479,6 @@ class TestCommand:
             (["results=a", "compare=[a,b]"], "results= scores one file and compare= two"),
             (["compare=[a]"], r"compare=['a'] must be a list of two files"),
             (["compare=a.json"], "compare=a.json must be a list of two files"),
-            (["checkpoint=[a,b]"], "checkpoint=['a', 'b'] must be one file or run folder, not a list"),
             (["results=a", "metrics=[cider]"], "metrics=['cider'] has ['cider']"),
             (
                 ["compare=[a,b]", "page_metric=spice"],
