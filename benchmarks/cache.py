@@ -32,7 +32,7 @@ def main() -> None:
             writer.finish()
         cache = FeatureCache(path)
         times: dict[str, list[float]] = {"dataset[list]": [], "FeatureCache.read": []}
-        with h5py.File(path) as file:
+        with h5py.File(path, locking=False) as file:
             for repeat in range(options.repeats + 1):
                 chosen = np.sort(generator.choice(options.rows, 64, replace=False))
                 started = time.perf_counter()

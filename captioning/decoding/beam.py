@@ -1,8 +1,8 @@
 """Beam search for a whole batch, vectorised over images and beams.
 
-A finished caption keeps its place in the beam, so the beam narrows as captions end (as in Xu et al. 2015); a
-beam of one is greedy decoding. The search of an image stops when no open caption can still beat the finished
-ones.
+A finished caption competes with the open ones for the places of the beam, by log-probability; among those
+that hold a place in the end, the score by length decides. A beam of one is greedy decoding. The search of an
+image stops when no open caption can still beat the finished ones.
 
 Required words follow constrained beam search (Anderson et al. 2017): a beam of its own for every subset of
 the requirements that a caption has met; captions end only when all are met. Diverse beam search is
@@ -111,7 +111,9 @@ def _search(
     for _ in range(len(prefix), setting.max_words):
         step = model.step(last.reshape(-1), state, memory)
         log_probs = word_log_probs(model.head(step.hidden))  # (B·P, V)
-        source, words, gains = _choose(captions, log_probs, met, finished, setting)  # (B, P)
+        source, words, gains = _choose(captions, log_probs, met, setting)  # (B, P)
+        wins, finished = _compete(captions.sums.gather(1, source) + gains, finished, setting)
+        gains = gains.masked_fill(~wins, -torch.inf)
         met = met.gather(1, source) | setting.bits[words]
         attention = step.attention.view(batch, places, -1) if step.attention is not None else None
         captions = extend(captions, source, words, gains, attention)
@@ -158,7 +160,7 @@ def _begin(
 
 
 def _choose(
-    captions: Captions, log_probs: Tensor, met: Tensor, finished: Captions, setting: _Setting
+    captions: Captions, log_probs: Tensor, met: Tensor, setting: _Setting
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the next words: for every place (B, P) the source place, the word, its log-probability."""
     batch, places = captions.sums.shape
@@ -171,53 +173,53 @@ def _choose(
         allowed[unmet, END] = -torch.inf
     size, width = allowed.shape[-1], places // setting.groups
     totals = captions.sums[..., None] + allowed.view(batch, places, size)  # (B, P, V)
-    room = setting.beams - torch.isfinite(finished.sums).view(batch, setting.groups, -1).sum(-1)  # (B, G)
     said = torch.zeros(batch, size, device=totals.device)
     chosen = []
     for group in range(setting.groups):
         own = slice(group * width, (group + 1) * width)
         scores = totals[:, own] - setting.diversity * said[:, None] if group else totals[:, own]
-        flat = _best_of_group(scores, met[:, own], room[:, group], setting) + group * width * size  # (B, S·K)
+        flat = _best_of_group(scores, met[:, own], setting) + group * width * size  # (B, S·K)
         chosen.append(flat)
         if setting.groups > 1:
-            alive = torch.isfinite(totals.flatten(1).gather(1, flat.clamp(min=0))).float()
+            alive = torch.isfinite(totals.flatten(1).gather(1, flat)).float()
             said.scatter_add_(1, flat % size, alive)
     flat = torch.cat(chosen, 1)  # (B, P)
     source, words = flat // size, flat % size
     gains = log_probs.view(batch, places, size)[torch.arange(batch)[:, None], source, words]
-    # An impossible choice (nothing left to choose, or no room) is marked by a gain of -inf.
-    possible = torch.isfinite(totals.flatten(1).gather(1, flat)) & _has_room(room, setting)
+    # A choice for want of any other is marked by a gain of -inf.
+    possible = torch.isfinite(totals.flatten(1).gather(1, flat))
     return source, words, gains.masked_fill(~possible, -torch.inf)
 
 
-def _best_of_group(scores: Tensor, met: Tensor, room: Tensor, setting: _Setting) -> Tensor:
+def _best_of_group(scores: Tensor, met: Tensor, setting: _Setting) -> Tensor:
     """Rank one group's candidates (B, S·K, V), subset by subset: flat indices (B, S·K)."""
     if setting.subsets == 1:
-        return _top(scores.flatten(1), setting.beams)
+        return scores.flatten(1).topk(setting.beams).indices
     reached = met[..., None] | setting.bits  # (B, S·K, V)
     return torch.cat(
         [
-            _top(scores.masked_fill(reached != subset, -torch.inf).flatten(1), setting.beams)
+            scores.masked_fill(reached != subset, -torch.inf).flatten(1).topk(setting.beams).indices
             for subset in range(setting.subsets)
         ],
         1,
     )
 
 
-def _top(scores: Tensor, count: int) -> Tensor:
-    """Take the indices of the `count` best of (B, N), padded with repeats where there are fewer."""
-    best = scores.topk(min(count, scores.shape[1])).indices
-    return (
-        torch.cat([best, best[:, :1].expand(-1, count - best.shape[1])], 1) if best.shape[1] < count else best
-    )
+def _compete(sums: Tensor, finished: Captions, setting: _Setting) -> tuple[Tensor, Captions]:
+    """Let finished captions keep only places that they win, by log-probability, against the new ones.
 
-
-def _has_room(room: Tensor, setting: _Setting) -> Tensor:
-    """Finished captions keep their places in the beam of the subset in which captions end: (B, P)."""
-    rank = torch.arange(setting.beams, device=room.device)
-    last = rank < room[..., None]  # (B, G, K)
-    others = torch.ones_like(last)[:, :, None].expand(-1, -1, setting.subsets - 1, -1)
-    return torch.cat([others, last[:, :, None]], 2).flatten(1)
+    Returns:
+        which of the new captions, with log-probabilities `sums` (B, P), get a place; the finished ones that
+        do.
+    """
+    new = sums.view(len(sums), setting.groups, setting.subsets, setting.beams)
+    old = finished.log_probs.sum(-1).masked_fill(torch.isneginf(finished.sums), -torch.inf)
+    union = torch.cat([new[:, :, -1], old.view(len(sums), setting.groups, -1)], 2)  # (B, G, 2K)
+    stays = torch.zeros_like(union, dtype=torch.bool).scatter(2, union.topk(setting.beams).indices, True)
+    wins = torch.ones_like(new, dtype=torch.bool)
+    wins[:, :, -1] = stays[..., : setting.beams]  # captions end in the last subset only
+    lost = ~stays[..., setting.beams :].flatten(1)
+    return wins.flatten(1), finished._replace(sums=finished.sums.masked_fill(lost, -torch.inf))
 
 
 def _nothing(captions: Captions, setting: _Setting) -> Captions:

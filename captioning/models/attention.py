@@ -45,7 +45,7 @@ class AdditiveAttention(nn.Module):
 
     def weigh(self, query: Tensor, regions: Regions) -> Tensor:
         """Weigh the regions for queries (B, H): (B, R), one in sum over real regions and zero elsewhere."""
-        energy = torch.tanh(regions.keys + self.query(query)[:, None])  # (B, R, A)
+        energy = (regions.keys + self.query(query)[:, None]).tanh_()  # (B, R, A), the largest tensor
         return masked_softmax(self.score(energy).squeeze(-1), regions.mask)
 
     def forward(self, query: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
