@@ -79,10 +79,10 @@ def test_batch_order_is_irrelevant(model: CaptionModel, ragged: Batch) -> None:
     torch.testing.assert_close(straight.hidden[order], turned.hidden)
 
 
-def test_attention_sums_to_one_over_real_regions(model: CaptionModel, ragged: Batch) -> None:
-    attention = model(ragged.features, ragged.tokens[:, :-1], ragged.mask).attention
-    if attention is None:
-        pytest.skip("this family does not attend to regions")
+@pytest.mark.parametrize("attends", [family for family in FAMILIES if family != "mean_pooled"])
+def test_attention_sums_to_one_over_real_regions(attends: str, ragged: Batch) -> None:
+    attention = build(attends)(ragged.features, ragged.tokens[:, :-1], ragged.mask).attention
+    assert attention is not None
     real = real_steps(ragged.tokens[:, :-1])
     torch.testing.assert_close(attention.sum(-1), real.float())
     assert not attention[~ragged.mask[:, None].expand_as(attention)].any()
