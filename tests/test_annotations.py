@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import time
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -214,14 +213,12 @@ class TestSample:
         with pytest.raises(InputError, match="it is image or caption"):
             self.draw(by="photo")
 
-    def test_a_file_of_train2014s_size_is_sampled_in_seconds(self, tmp_path: Path) -> None:
+    def test_a_file_of_train2014s_size_gives_the_posts_sample(self, tmp_path: Path) -> None:
         file = coco_file(tmp_path / "captions_train2014.json", images=82783)
-        started = time.perf_counter()
         drawn = sample_captions(
             lambda: read_coco(file, ".", "train"), number=30000, val_share=0.2, by="image", seed=0
         )
         assert sum(len(r.captions) for r in drawn) == 30000
-        assert time.perf_counter() - started < 60  # a bound against minutes; benchmarks/ measure it
 
 
 class TestToy:
