@@ -84,17 +84,8 @@ def beam_search(
             f"num_best ({num_best})"
         )
     bits = required_bits(required, model.vocabulary_size, features.device)
-    setting = _Setting(
-        beam_size // groups,
-        groups,
-        diversity,
-        bits,
-        2 ** len(required),
-        rules,
-        length_score,
-        max_words,
-        num_best,
-    )
+    search = (rules, length_score, max_words, num_best)
+    setting = _Setting(beam_size // groups, groups, diversity, bits, 2 ** len(required), *search)
     memory = model.encode(features, mask)
     return _search(model, memory, len(features), setting, prefix)
 

@@ -75,12 +75,9 @@ class RegionDetector(nn.Module):
             )
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.num_proposals = num_proposals
-        self.selection: dict[str, Any] = {
-            "min_regions": min_regions,
-            "max_regions": max_regions,
-            "score_threshold": score_threshold,
-            "nms_threshold": nms_threshold,
-        }
+        counts = {"min_regions": min_regions, "max_regions": max_regions}
+        thresholds = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
+        self.selection: dict[str, Any] = {**counts, **thresholds}
         self.missing_weights: list[str] = []
         self.provenance: dict[str, Any] = {
             "architecture": architecture,
