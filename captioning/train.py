@@ -34,6 +34,8 @@ def train(config: DictConfig) -> float | None:
     module = build_module(config, datamodule)
     if start and not config.resume:
         module.load_state_dict(start["state_dict"])
+    if start is None and config.expect_frequencies:
+        module.model.expect_frequencies(datamodule.captions("train").word_counts())
     trainer = instantiate(
         config.trainer,
         logger=list(instantiate(config.logger).values()),

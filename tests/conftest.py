@@ -26,6 +26,7 @@ from captioning.models import (
     MeanPooled,
     ShowAttendTell,
     SoftAttention,
+    TopicGuided,
     Transformer,
     UpDown,
 )
@@ -48,6 +49,9 @@ FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
     "attentive_translator": partial(AttentiveTranslator, attention_dim=8, context_to="both", **SMALL),
     "translator_output": partial(AttentiveTranslator, attention_dim=8, context_to="output", **SMALL),
     "adaptive": partial(AdaptiveAttention, attention_dim=8, **SMALL),
+    "topic_guided": partial(
+        TopicGuided, attention_dim=8, num_topics=4, attribute_ranks=(1, 4), num_likely=2, **SMALL
+    ),
     "mean_pooled": partial(MeanPooled, **SMALL),
     "transformer": partial(Transformer, hidden_dim=12, num_layers=2, num_heads=3, inner_dim=16, dropout=0.0),
 }

@@ -23,6 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import
         "errors",
         "models.base",
         "data.dataset",
+        "data.topics",
         "decoding",
         "metrics",
         "objectives",

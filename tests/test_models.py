@@ -102,6 +102,28 @@ def test_the_initial_loss_is_about_the_logarithm_of_the_vocabulary(family: str) 
     assert abs(loss.item() - math.log(500)) < 0.35
 
 
+def test_a_model_that_expects_frequencies_starts_at_their_entropy(family: str) -> None:
+    words = torch.Generator().manual_seed(3)
+    counts = 1000 / torch.arange(1, 47).float()  # as Zipf found
+    drawn = torch.multinomial(counts, 6 * 64, replacement=True, generator=words) + 4
+    batch, model = batch_of(drawn.view(64, 6).tolist()), build(family, vocabulary_size=50)
+    said = torch.bincount(batch.tokens[:, 1:].flatten(), minlength=50)
+    model.expect_frequencies(said)
+    said = said[said > 0] / said.sum()
+    entropy = -(said * said.log()).sum().item()
+    assert entropy < math.log(50) - 0.9
+    assert CrossEntropy()(model, batch)["loss"].item() == pytest.approx(entropy, abs=0.4)
+
+
+def test_expected_frequencies_are_those_of_the_counts() -> None:
+    model = gru_at_post_sizes()
+    counts = torch.zeros(5000).index_fill(0, torch.tensor([7]), 99.0)
+    model.expect_frequencies(counts)
+    probabilities = model.output[-1].bias.softmax(0)
+    assert probabilities[7].item() == pytest.approx(100 / 5099)
+    assert probabilities[8].item() == pytest.approx(1 / 5099)
+
+
 def test_the_next_word_depends_on_all_words_before(model: CaptionModel) -> None:
     """Fails for a decoder that forgets its state: same last word, same image, other words before."""
     one, other = (batch_of([words]) for words in ([4, 5, 6, 9], [6, 5, 4, 9]))

@@ -120,7 +120,7 @@ class CaptionDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches in buckets of like length; the same epoch always gives the same batches."""
-        data = self._captions("train") if self.train_on == "captions" else self.images("train")
+        data = self.captions("train") if self.train_on == "captions" else self.images("train")
         lengths = data.lengths if isinstance(data, CaptionDataset) else [0] * len(data)
         return self._loader(
             data, batch_sampler=LengthBuckets(lengths, self.batch_size, seed=self.seed, pool=self.bucket_pool)
@@ -128,7 +128,7 @@ class CaptionDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         """Validation captions sorted by length (no padding to speak of), and validation images."""
-        data = self._captions("val")
+        data = self.captions("val")
         order = sorted(range(len(data)), key=data.lengths.__getitem__)
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         return [self._loader(data, batch_sampler=batches), self.image_dataloader("val")]
@@ -142,7 +142,8 @@ class CaptionDataModule(LightningDataModule):
         assert self.vocabulary is not None
         return ImageDataset(self.split(split), self.cache, self.vocabulary)
 
-    def _captions(self, split: str) -> CaptionDataset:
+    def captions(self, split: str) -> CaptionDataset:
+        """Give the captions of a split, each with its image."""
         assert self.vocabulary is not None
         max_words = self.max_words or 10**6
         return CaptionDataset(self.split(split), self.cache, self.vocabulary, max_words=max_words)

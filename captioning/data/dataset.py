@@ -80,6 +80,11 @@ class CaptionDataset(_Cached):
         """Ids in each caption, START and END included."""
         return [len(tokens) for tokens in self._tokens]
 
+    def word_counts(self) -> Tensor:
+        """Count how often each word is a target, END included and START not: (V,) float32."""
+        targets = torch.tensor([word for tokens in self._tokens for word in tokens[1:]])
+        return torch.bincount(targets, minlength=len(self.vocabulary)).float()
+
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Build the batch of some captions."""
         return self._batch(

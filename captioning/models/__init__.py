@@ -7,6 +7,7 @@ from captioning.models.gru_attention import GRUAttention
 from captioning.models.hard_attention import HardAttention, SoftAttention
 from captioning.models.mean_pooled import MeanPooled
 from captioning.models.show_attend_tell import ShowAttendTell
+from captioning.models.topic_guided import TopicGuided
 from captioning.models.transformer import Transformer
 from captioning.models.up_down import UpDown
 
@@ -21,6 +22,7 @@ __all__ = [
     "ShowAttendTell",
     "SoftAttention",
     "Step",
+    "TopicGuided",
     "Transformer",
     "UpDown",
     "pick",

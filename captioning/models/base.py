@@ -43,9 +43,10 @@ class Output(NamedTuple):
 
 
 class CaptionModel(nn.Module, ABC):
-    """A decoder of captions; `vocabulary_size` is V."""
+    """A decoder of captions; `vocabulary_size` is V, `output` ends in the linear layer that scores words."""
 
     vocabulary_size: int
+    output: nn.Module
 
     @abstractmethod
     def encode(self, features: Tensor, mask: Tensor | None = None) -> Tree:
@@ -67,6 +68,20 @@ class CaptionModel(nn.Module, ABC):
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """Project hidden vectors (…, H) to logits (…, V)."""
+
+    def expect_frequencies(self, counts: Tensor) -> None:
+        """Let the untrained model say words as often as captions do, instead of all alike.
+
+        Sets the bias of the last layer to log((n + 1) / sum (n + 1)), so that training need not first learn
+        which words are frequent; Karpathy's NeuralTalk code (2014) did so.
+
+        Args:
+            counts: (V,) how often each word is to be said, END included.
+        """
+        frequencies = (counts + 1).log() - (counts + 1).sum().log()
+        last = [part for part in self.output.modules() if isinstance(part, nn.Linear)][-1]
+        with torch.no_grad():
+            last.bias.copy_(frequencies)
 
     def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
         """Teacher forcing: the hidden vectors for all given words.

@@ -5,5 +5,13 @@ from captioning.objectives.doubly_stochastic import DoublyStochastic
 from captioning.objectives.hard_attention import HardAttentionObjective
 from captioning.objectives.scheduled_sampling import ScheduledSampling
 from captioning.objectives.self_critical import SelfCritical
+from captioning.objectives.topic_guided import TopicGuidedObjective
 
-__all__ = ["CrossEntropy", "DoublyStochastic", "HardAttentionObjective", "ScheduledSampling", "SelfCritical"]
+__all__ = [
+    "CrossEntropy",
+    "DoublyStochastic",
+    "HardAttentionObjective",
+    "ScheduledSampling",
+    "SelfCritical",
+    "TopicGuidedObjective",
+]

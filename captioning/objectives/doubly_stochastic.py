@@ -32,7 +32,10 @@ class DoublyStochastic:
 
     def __call__(self, model: CaptionModel, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss; `coverage` is the term before its weight, a mean over captions."""
-        output = model(batch.features, batch.tokens[:, :-1], batch.mask)
+        return self.of_output(model, batch, model(batch.features, batch.tokens[:, :-1], batch.mask))
+
+    def of_output(self, model: CaptionModel, batch: Batch, output: Output) -> dict[str, Tensor]:
+        """Compute the loss of an unrolled model, for objectives that add a term to it."""
         terms = self.cross_entropy.of_output(model, batch, output)
         penalty = self.coverage(output, batch)
         return {**terms, "loss": terms["loss"] + self.weight * penalty, "coverage": penalty.detach()}
