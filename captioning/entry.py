@@ -23,6 +23,7 @@ _NOISE = (
     ".*does not have many workers.*",  # one batch is one read; workers gain nothing on two cores
     ".*obtained by tracing the model in eval mode are a subsequence.*",  # only evaluation nodes are cut
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*Experiment logs directory .* exists and is not empty.*",  # Hydra has put its own files there
 )
 
 

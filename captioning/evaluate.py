@@ -171,7 +171,7 @@ def caption_split(
     decoding: Callable[..., Decoded] = build_decoder(config.decoding, loaded.vocabulary)
     captions: dict[str, str] = {}
     seconds = 0.0
-    batches = datamodule.image_dataloader(config.split)
+    batches = datamodule.image_dataloader(config.split, sealed=True)
     for batch in track(batches, "captioning", console=Console(stderr=True), transient=True):
         started = time.perf_counter()
         mask = None if batch.mask is None else batch.mask.to(device)

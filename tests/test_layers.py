@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "captioning"
-ENTRY = ("extract", "train", "evaluate", "caption", "demo", "entry", "progress")
+ENTRY = ("extract", "train", "evaluate", "caption", "baseline", "demo", "entry", "progress")
 LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import
     "errors": (),
     "vocabulary": ("errors",),
@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import
     "checkpoint": ("vocabulary", "errors", "models.base"),
     "module": ("vocabulary", "errors", "models", "data", "decoding", "metrics", "objectives", "checkpoint"),
     "predictor": ("vocabulary", "errors", "checkpoint", "features", "decoding", "models.base"),
+    "retrieval": ("errors", "vocabulary", "data", "metrics"),
     "results": ("errors", "vocabulary", "metrics"),
     "comparison": ("vocabulary", "metrics", "results"),
     "training": ("errors", "module", "data", "visualise"),
@@ -43,7 +44,9 @@ BORDERS = {  # third-party package: where it may be imported
     "torchvision": ("features",),
     "matplotlib": ("visualise",),
     "torch": tuple(
-        name for name in (*LAYERS, *ENTRY) if name not in ("metrics", "visualise", "errors", "vocabulary")
+        name
+        for name in (*LAYERS, *ENTRY)
+        if name not in ("metrics", "visualise", "errors", "vocabulary", "retrieval")
     ),
 }
 

@@ -133,14 +133,14 @@ class CaptionDataModule(LightningDataModule):
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         return [self._loader(data, batch_sampler=batches), self.image_dataloader("val")]
 
-    def image_dataloader(self, split: str) -> DataLoader:
-        """Each image of a split once, in the records' order."""
-        return self._loader(self.images(split), batch_size=self.eval_batch_size)
+    def image_dataloader(self, split: str, *, sealed: bool = False) -> DataLoader:
+        """Each image of a split once, in the records' order; `sealed` without any of its captions."""
+        return self._loader(self.images(split, sealed=sealed), batch_size=self.eval_batch_size)
 
-    def images(self, split: str) -> ImageDataset:
-        """Give the images of a split, each once."""
+    def images(self, split: str, *, sealed: bool = False) -> ImageDataset:
+        """Give the images of a split, each once; `sealed` without any of their captions."""
         assert self.vocabulary is not None
-        return ImageDataset(self.split(split), self.cache, self.vocabulary)
+        return ImageDataset(self.split(split), self.cache, self.vocabulary, sealed=sealed)
 
     def captions(self, split: str) -> CaptionDataset:
         """Give the captions of a split, each with its image."""

@@ -93,7 +93,26 @@ class CaptionDataset(_Cached):
 
 
 class ImageDataset(_Cached):
-    """One item an image, its first caption as `tokens`: what decoding and self-critical training run over."""
+    """One item an image, its first caption as `tokens`: what decoding and self-critical training run over.
+
+    Args:
+        records: pictures with their sentences.
+        cache: their features.
+        vocabulary: turns sentences into ids.
+        sealed: hand out no captions at all, so that nothing that predicts can see a reference.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Annotated],
+        cache: FeatureCache,
+        vocabulary: Vocabulary,
+        *,
+        sealed: bool = False,
+    ) -> None:
+        if sealed:
+            records = [record._replace(captions=("",), caption_ids=()) for record in records]
+        super().__init__(records, cache, vocabulary)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -1,5 +1,6 @@
 """From a model to captions: functions (model, features, mask, *, …) -> Decoded, given as Hydra partials."""
 
+from captioning.decoding.as_posted import as_posted, exp_multinomial, most_likely
 from captioning.decoding.beam import beam_search
 from captioning.decoding.consensus import consensus
 from captioning.decoding.constraints import Forbidden, MinimumLength, NoRepeatedNgram
@@ -14,11 +15,14 @@ __all__ = [
     "Forbidden",
     "MinimumLength",
     "NoRepeatedNgram",
+    "as_posted",
     "average",
     "beam_search",
     "consensus",
+    "exp_multinomial",
     "gnmt",
     "greedy",
+    "most_likely",
     "sample",
     "total",
 ]

@@ -46,7 +46,7 @@ class CaptionModel(nn.Module, ABC):
     """A decoder of captions; `vocabulary_size` is V, `output` ends in the linear layer that scores words."""
 
     vocabulary_size: int
-    output: nn.Module
+    output: Any
 
     @abstractmethod
     def encode(self, features: Tensor, mask: Tensor | None = None) -> Tree:

@@ -5,10 +5,13 @@
     h_t = GRU([z_t; E y_{t-1}], h_{t-1})                    512; h_0 = 0
     p(y_t) = softmax(W_2 f(W_1 h_t))                        512 -> 512 -> V
 
-Repaired here: the GRU's state is carried from word to word (the post called it without one), and `activation`
-f, which the post left out, makes the two output layers more than one linear map. At the post's sizes the
+Repaired here: the GRU's state is carried from word to word (the post called it without one: hand in
+`forgotten` to see what that costs), and `activation` f, which the post left out, makes the two output layers
+more than one linear map. At the post's sizes the
 network has the post's 6,602,889 parameters (its GRU has cuDNN's two biases).
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,16 @@ from torch import Tensor, nn
 from captioning.models.attention import AdditiveAttention, Regions
 from captioning.models.encoder import FeatureProjection
 from captioning.models.recurrent import Advance, RecurrentModel, gru_update
+
+
+def carried(state: Tensor) -> Tensor:
+    """Move on from the last hidden vector, as a recurrent network does: (B, H) -> (B, H)."""
+    return state
+
+
+def forgotten(state: Tensor) -> Tensor:
+    """Move on from zeros for every word, as the post does (flaw S1): only attention sees the old state."""
+    return torch.zeros_like(state)
 
 
 class GRUAttention(RecurrentModel):
@@ -30,6 +43,7 @@ class GRUAttention(RecurrentModel):
         hidden_dim: H of the GRU and of the first output layer.
         dropout: probability, on projected regions, word vectors and the hidden vector before the head.
         activation: between the two output layers.
+        recurrence: what of the old state the GRU moves on from: `carried`, or the post's `forgotten`.
     """
 
     def __init__(
@@ -43,8 +57,10 @@ class GRUAttention(RecurrentModel):
         hidden_dim: int,
         dropout: float,
         activation: nn.Module,
+        recurrence: Callable[[Tensor], Tensor] = carried,
     ) -> None:
         super().__init__()
+        self.recurrence = recurrence
         self.vocabulary_size, self.hidden_dim = vocabulary_size, hidden_dim
         self.encoder = FeatureProjection(feature_dim=feature_dim, encoder_dim=encoder_dim, dropout=dropout)
         self.attention = AdditiveAttention(
@@ -79,7 +95,8 @@ class GRUAttention(RecurrentModel):
     def advance(self, read: tuple[Tensor, ...], state: Tensor, memory: Regions) -> Advance:
         """Look with the old state, then move the GRU by what was seen and the last word."""
         context, weights = self.attention(state, memory)
-        hidden = gru_update(read[0] + self.context_gates(context), self.state_gates(state), state)
+        before = self.recurrence(state)
+        hidden = gru_update(read[0] + self.context_gates(context), self.state_gates(before), before)
         return Advance((hidden,), weights, hidden)
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from captioning.objectives.doubly_stochastic import DoublyStochastic
 from captioning.objectives.hard_attention import HardAttentionObjective
 from captioning.objectives.scheduled_sampling import ScheduledSampling
 from captioning.objectives.self_critical import SelfCritical
+from captioning.objectives.shifted_targets import ShiftedTargets
 from captioning.objectives.topic_guided import TopicGuidedObjective
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "HardAttentionObjective",
     "ScheduledSampling",
     "SelfCritical",
+    "ShiftedTargets",
     "TopicGuidedObjective",
 ]

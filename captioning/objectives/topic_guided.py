@@ -91,8 +91,14 @@ class TopicGuidedObjective:
     def _learn(self, topics: int, attribute_ids: range) -> None:
         """Fit the topics, and note which attribute words each training image's captions have."""
         documents = list(self._references.values())
-        options = {"passes": self.passes, "stop_words": self.stop_words, "seed": self.seed}
-        fitted = TopicModel(documents, self._words, num_topics=topics, **options)
+        fitted = TopicModel(
+            documents,
+            self._words,
+            num_topics=topics,
+            passes=self.passes,
+            stop_words=self.stop_words,
+            seed=self.seed,
+        )
         self._theta = torch.from_numpy(fitted(documents))
         columns = {self._words[index]: column for column, index in enumerate(attribute_ids)}
         present = np.zeros((len(documents), len(columns)), dtype=bool)

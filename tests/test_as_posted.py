@@ -1,0 +1,99 @@
+"""The seed post's flaws, each by itself."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from captioning.data import Batch
+from captioning.decoding import as_posted, exp_multinomial, greedy, most_likely
+from captioning.models import GRUAttention
+from captioning.models.gru_attention import forgotten
+from captioning.objectives import CrossEntropy, ShiftedTargets
+from captioning.vocabulary import END, PAD, START
+from tests.conftest import batch_of, build
+from tests.test_decoding import Fixed
+
+
+def test_a_stateless_gru_sees_the_words_before_through_attention_alone() -> None:
+    """S1: with one region there is nothing to attend to, so all words but the last are forgotten."""
+    for recurrence, forgets in ((forgotten, True), (None, False)):
+        options = {} if recurrence is None else {"recurrence": recurrence}
+        model = build("gru_attention", **options)
+        hidden = []
+        for words in ([4, 5, 6, 9], [6, 5, 4, 9]):
+            batch = batch_of([words])
+            hidden.append(model(batch.features[:, :1], batch.tokens[:, :-1]).hidden[:, -1])
+        assert torch.equal(*hidden) == forgets
+
+
+def test_the_stateless_gru_has_the_posts_parameters_too() -> None:
+    model = GRUAttention(
+        feature_dim=2048, vocabulary_size=5000, encoder_dim=256, attention_dim=512, embedding_dim=256,
+        hidden_dim=512, dropout=0.0, activation=torch.nn.Identity(), recurrence=forgotten,
+    )  # fmt: skip
+    assert sum(parameter.numel() for parameter in model.parameters()) == 6_602_889
+
+
+def test_shifted_targets_begin_with_start_and_lose_the_end_of_the_longest() -> None:
+    """S2."""
+    seen: list[torch.Tensor] = []
+
+    def spy(model: object, batch: Batch) -> dict[str, torch.Tensor]:
+        seen.append(batch.tokens)
+        return {}
+
+    ShiftedTargets(max_words=3, cross_entropy=spy)(build("gru_attention"), batch_of([[4, 5, 6], [7]]))  # type: ignore[arg-type]
+    assert seen[0].tolist() == [[START, START, 4, 5, 6], [START, START, 7, END, PAD]]
+
+
+def test_shifted_targets_leave_gradients_finite_and_differ_from_right_ones(ragged: Batch) -> None:
+    model = build("gru_attention")
+    shifted = ShiftedTargets(max_words=20, cross_entropy=CrossEntropy())(model, ragged)
+    assert shifted["tokens"] == CrossEntropy()(model, ragged)["tokens"] + len(ragged.tokens)
+
+
+def test_exp_multinomial_is_noise_where_the_model_is_unsure() -> None:
+    """S3, as simulated in the literature: the best of 5,000 words, at logit 1, is drawn 2 times in 1,000."""
+    logits = torch.full((20_000, 5000), -4.0)
+    logits[:, 7] = 1.0
+    assert (exp_multinomial(logits) == 7).float().mean().item() < 0.01  # softmax(logits) gives it 2.9 %
+    logits[:, 7] = 4.0
+    assert (exp_multinomial(logits[:100]) == 7).all()
+
+
+def test_without_start_in_mind_it_writes_greedy_captions(ragged: Batch) -> None:
+    for name in ("gru_attention", "mean_pooled"):
+        model = build(name)
+        with torch.no_grad():
+            list(model.output.modules())[-1].bias[START] = -1e4
+        ours = as_posted(model, ragged.features, ragged.mask, max_words=6, draw=most_likely)
+        right = greedy(model, ragged.features, ragged.mask, max_words=6)
+        width = right.tokens.shape[1]
+        assert torch.equal(ours.tokens[:, :width], right.tokens)
+        torch.testing.assert_close(ours.log_probs[:, :width], right.log_probs, atol=1e-4, rtol=1e-4)
+
+
+def test_a_start_that_is_said_is_heard_but_not_written() -> None:
+    model = build("gru_attention")
+    batch = batch_of([[4], [5]])
+    said = iter([[START, 5], [6, 7], [END, END]])
+
+    def draw(logits: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(next(said))
+
+    decoded = as_posted(model, batch.features, None, max_words=4, draw=draw)
+    assert decoded.tokens.tolist() == [[6, END, PAD], [5, 7, END]]
+    memory = model.encode(batch.features)
+    first = model.step(torch.tensor([START, START]), model.start(memory), memory)
+    second = model.step(torch.tensor([START, 5]), first.state, memory)
+    torch.testing.assert_close(decoded.attention[0, 0], second.attention[0])
+    torch.testing.assert_close(decoded.attention[1, 0], first.attention[1])
+    assert not decoded.attention[0, 2].any() and decoded.log_probs[0, 2] == 0
+
+
+@pytest.mark.parametrize("draw", [most_likely, exp_multinomial])
+def test_it_stops_when_all_captions_ended(draw: object) -> None:
+    model = Fixed([0.001, 0.001, 0.996, 0.001, 0.001])
+    decoded = partial(as_posted, draw=most_likely)(model, torch.zeros(3, 1, 1), max_words=9)
+    assert decoded.tokens.tolist() == [[END]] * 3

@@ -1,0 +1,156 @@
+"""Topics come from training captions and reach a prediction through the image alone."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import torch
+
+from captioning import checkpoint
+from captioning.data.annotations import Annotated
+from captioning.data.topics import TopicModel
+from captioning.errors import InputError
+from captioning.evaluate import build_data, caption_split
+from captioning.models import TopicGuided
+from captioning.models.topic_guided import GuidedAttention
+from captioning.objectives import CrossEntropy, DoublyStochastic, TopicGuidedObjective
+from captioning.train import train
+from captioning.vocabulary import SPECIAL_WORDS
+from tests.conftest import DIM, batch_of, build, compose_config
+
+SEA, DOG = ("the sea is blue", "blue sea waves"), ("a dog runs", "brown dog barks")
+WORDS = [*SPECIAL_WORDS, "sea", "dog", "blue", "runs", "waves", "barks", "brown"]
+
+
+def topics(**options: Any) -> TopicModel:
+    settings = {"num_topics": 2, "passes": 20, "stop_words": True, "seed": 0, **options}
+    return TopicModel([SEA, DOG] * 10, WORDS, **settings)
+
+
+def objective(**options: float) -> TopicGuidedObjective:
+    captions = DoublyStochastic(
+        weight=0.0, target="length", cross_entropy=CrossEntropy(normalisation="per_caption")
+    )
+    settings: dict[str, Any] = {"topic_weight": 1.0, "attribute_weight": 1.0, **options}
+    made = TopicGuidedObjective(captions=captions, passes=20, stop_words=True, seed=0, **settings)
+    made.prepare({"image0": SEA, "image1": DOG}, WORDS)
+    return made
+
+
+def test_topics_tell_documents_apart_and_sum_to_one() -> None:
+    theta = topics()([SEA, DOG, ("a sea",)])
+    assert theta.shape == (3, 2) and theta.dtype == np.float32
+    np.testing.assert_allclose(theta.sum(1), 1, rtol=1e-5)
+    assert theta[0].argmax() == theta[2].argmax() != theta[1].argmax()
+
+
+def test_words_outside_the_vocabulary_and_stop_words_count_for_nothing() -> None:
+    model = topics()
+    np.testing.assert_array_equal(model([("sea",)]), model([("the sea xylophone of",)]))
+
+
+def test_without_scikit_learn_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.decomposition", None)
+    with pytest.raises(InputError, match="pip install scikit-learn"):
+        topics()
+
+
+def test_guided_energy_by_hand() -> None:
+    attention = GuidedAttention(value_dim=1, query_dim=1, topic_dim=2, attention_dim=1)
+    for layer in (attention.key, attention.topic, attention.query, attention.score):
+        torch.nn.init.ones_(layer.weight)
+    torch.nn.init.zeros_(attention.key.bias)
+    torch.nn.init.constant_(attention.score.bias, 0.5)
+    regions = attention.prepare(torch.tensor([[[2.0], [-9.0]]]), None, torch.tensor([[0.25, 0.75]]))
+    energy = attention.energy(torch.tensor([[3.0]]), regions)
+    assert energy.tolist() == [[6.5, 0.5]]  # relu(2 + 3 + 1) + 0.5, relu(-9 + 3 + 1) + 0.5
+
+
+def test_the_topic_moves_the_attention() -> None:
+    """With a linear score it would cancel in the softmax."""
+    model = build("topic_guided")
+    batch = batch_of([[4, 5]])
+    before = model(batch.features, batch.tokens[:, :-1]).attention
+    with torch.no_grad():
+        model.topic_head[-1].bias.copy_(torch.tensor([50.0, 0, 0, 0]))
+    after = model(batch.features, batch.tokens[:, :-1]).attention
+    assert (before - after).abs().max() > 1e-5
+
+
+def test_only_likely_attribute_words_are_looked_at() -> None:
+    model = build("topic_guided")  # ranks 1 to 3 are the ids 4 to 6, two of them are looked at
+    with torch.no_grad():
+        model.attribute_head[-1].bias.copy_(torch.tensor([9.0, -9.0, 8.0]))
+    memory = model.encode(batch_of([[4]]).features)
+    assert torch.equal(memory.words.values, model.embedding(torch.tensor([[4, 6]])))
+    torch.testing.assert_close(memory.prior.exp(), torch.ones(1, 2), atol=1e-2, rtol=0)
+
+
+def test_the_loss_adds_divergence_and_attributes() -> None:
+    model = TopicGuided(
+        feature_dim=DIM, vocabulary_size=11, embedding_dim=9, hidden_dim=10, attention_dim=8,
+        num_topics=2, attribute_ranks=(1, 4), num_likely=2, dropout=0.0,
+    )  # fmt: skip
+    batch = batch_of([[4, 5], [6]])
+    with torch.no_grad():
+        for head, bias in ((model.topic_head, [0.0, math.log(3)]), (model.attribute_head, [0.0, 1.0, -1.0])):
+            head[-1].weight.zero_()
+            head[-1].bias.copy_(torch.tensor(bias))
+    terms = objective()(model, batch)
+    theta = topics()([SEA, DOG])
+    asked = TopicModel([SEA, DOG], WORDS, num_topics=2, passes=20, stop_words=True, seed=0)([SEA, DOG])
+    assert theta.shape == asked.shape
+    kl = (asked * np.log(asked / np.array([0.25, 0.75]))).sum(1).mean()
+    assert terms["topic_kl"].item() == pytest.approx(kl, rel=1e-4)
+    present = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])  # sea, dog, blue
+    attributes = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.tensor([0.0, 1.0, -1.0]).expand(2, 3), present, reduction="sum"
+    ) / 2  # fmt: skip
+    assert terms["attribute_nll"].item() == pytest.approx(attributes.item(), rel=1e-5)
+    plain = objective(topic_weight=0.0, attribute_weight=0.0)(model, batch)["loss"]
+    assert terms["loss"].item() == pytest.approx(plain.item() + kl + attributes.item(), rel=1e-5)
+
+
+def test_the_objective_needs_the_model_that_predicts_topics() -> None:
+    with pytest.raises(InputError, match="needs model=topic_guided"):
+        objective()(build("gru_attention"), batch_of([[4]]))
+
+
+def test_attribute_ranks_must_be_words() -> None:
+    with pytest.raises(InputError, match=r"attribute_ranks=\[5, 99\].* does not fit 7 words"):
+        build("topic_guided", attribute_ranks=(5, 99))
+
+
+class Sealed(tuple):
+    """Captions that nobody may look at."""
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise AssertionError("evaluation looked at a reference caption")
+
+    __getitem__ = __len__ = __contains__ = __bool__ = _refuse  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[str]:
+        self._refuse()
+
+
+def test_evaluation_cannot_see_references(toy_overrides: list[str], tmp_path: Path) -> None:
+    kept = [option for option in toy_overrides if not option.startswith("model.")]
+    small = ["model=topic_guided_flickr", "objective=topic_guided", "objective.passes=2", "model.num_topics=3",
+             "model.attribute_ranks=[1,6]", "model.num_likely=2", "model.hidden_dim=8", "model.embedding_dim=8"]  # fmt: skip
+    train(compose_config("train", *kept, *small, f"output_dir={tmp_path}"))
+    loaded = checkpoint.load(checkpoint.locate(tmp_path))
+    config = compose_config("evaluate", f"checkpoint={tmp_path}", "output_dir=none")
+    datamodule = build_data(config, loaded)
+    open_captions, _ = caption_split(config, loaded, datamodule)
+
+    def seal(record: Annotated) -> Annotated:
+        return record._replace(captions=Sealed(record.captions))
+
+    datamodule.records["val"] = [seal(record) for record in datamodule.records["val"]]
+    with pytest.raises(AssertionError, match="looked at a reference"):
+        datamodule.images("val").__getitems__([0])  # the seal works
+    sealed_captions, _ = caption_split(config, loaded, datamodule)
+    assert sealed_captions == open_captions and len(sealed_captions) == 8
