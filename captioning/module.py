@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from captioning.attention_statistics import AttentionStatistics, attention_statistics, collapse, pool
 from captioning.data.dataset import Batch
 from captioning.decoding import Decoded
 from captioning.metrics import score_all
@@ -57,6 +58,8 @@ class CaptioningModule(LightningModule):
         self._optimizer, self._scheduler = optimizer, scheduler
         self._candidates: dict[str, str] = {}
         self._references: dict[str, tuple[str, ...]] = {}
+        self._looks: list[AttentionStatistics] = []
+        self._warned = False
 
     def on_fit_start(self) -> None:
         """Give objectives that need them the training references and the words."""
@@ -97,8 +100,11 @@ class CaptioningModule(LightningModule):
                 prog_bar=True,
             )
             return
-        for image_id, caption in zip(batch.image_ids, self.caption(batch), strict=True):
-            self._candidates[image_id] = caption
+        decoded = self.decode(batch)
+        for image_id, tokens in zip(batch.image_ids, decoded.tokens.tolist(), strict=True):
+            self._candidates[image_id] = self.vocabulary.decode(tokens)
+        if decoded.attention is not None:
+            self._looks.append(attention_statistics(decoded.attention, batch.mask))
         self._references.update(zip(batch.image_ids, batch.references, strict=True))
 
     def on_validation_epoch_end(self) -> None:
@@ -110,7 +116,24 @@ class CaptioningModule(LightningModule):
             scores = score_all(("bleu", "cider_d"), self._candidates, self._references)
             self.log("val/bleu_4", 100 * scores["bleu_4"].corpus)
             self.log("val/cider_d", 100 * scores["cider_d"].corpus, prog_bar=True)
-        self._candidates, self._references = {}, {}
+            self._watch_attention()
+        self._candidates, self._references, self._looks = {}, {}, []
+
+    def _watch_attention(self) -> None:
+        """Log where attention stands, and warn once when it has collapsed."""
+        if not self._looks:
+            return
+        seen = pool(self._looks)
+        self.log("val/attention_entropy", seen.entropy)
+        self.log("val/attention_change", seen.change)
+        told = collapse(seen)
+        if told and not self._warned:
+            self._warned = True
+            log.warning(
+                "attention has collapsed: %s. Look at the pictures, and try another optimizer.lr, other "
+                "features=, or objective=doubly_stochastic",
+                told,
+            )
 
     def on_train_epoch_end(self) -> None:
         """Say in one line how the epoch went."""
@@ -120,11 +143,6 @@ class CaptioningModule(LightningModule):
             f"{name.removesuffix('_epoch')} {float(metrics[name]):.3f}" for name in names if name in metrics
         )
         log.info("epoch %d: %s", self.current_epoch, told)
-
-    @torch.no_grad()
-    def caption(self, batch: Batch) -> list[str]:
-        """Caption the images of a batch as text."""
-        return [self.vocabulary.decode(tokens) for tokens in self.decode(batch).tokens.tolist()]
 
     @torch.no_grad()
     def decode(self, batch: Batch) -> Decoded:

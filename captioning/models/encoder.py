@@ -26,11 +26,13 @@ class FeatureProjection(nn.Module):
 
 
 def as_computed(features: Tensor, weight: Tensor) -> Tensor:
-    """Bring cached float16 features to the weights' type.
+    """Bring cached float16 features to the type that is computed in, once.
 
-    Under autocast the linear layer converts by itself; a detour over float32 would cost as much as the layer.
+    Autocast would convert regions again for every word that looks at them.
     """
-    return features if torch.is_autocast_enabled(features.device.type) else features.to(weight.dtype)
+    device = features.device.type
+    autocast = torch.is_autocast_enabled(device)
+    return features.to(torch.get_autocast_dtype(device) if autocast else weight.dtype)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
