@@ -60,6 +60,7 @@ class CaptioningModule(LightningModule):
         self._references: dict[str, tuple[str, ...]] = {}
         self._looks: list[AttentionStatistics] = []
         self._warned = False
+        self.history: list[dict[str, float]] = []
 
     def on_fit_start(self) -> None:
         """Give objectives that need them the training references and the words."""
@@ -117,7 +118,18 @@ class CaptioningModule(LightningModule):
             self.log("val/bleu_4", 100 * scores["bleu_4"].corpus)
             self.log("val/cider_d", 100 * scores["cider_d"].corpus, prog_bar=True)
             self._watch_attention()
+        if not self.trainer.sanity_checking:
+            self._remember()
         self._candidates, self._references, self._looks = {}, {}, []
+
+    def _remember(self) -> None:
+        """Add this epoch's validation to the history that a checkpoint carries."""
+        said = {
+            name.removeprefix("val/"): float(value)
+            for name, value in self.trainer.callback_metrics.items()
+            if name.startswith("val/") and math.isfinite(value)
+        }
+        self.history.append({"epoch": self.current_epoch, **said})
 
     def _watch_attention(self) -> None:
         """Log where attention stands, and warn once when it has collapsed."""
@@ -164,10 +176,12 @@ class CaptioningModule(LightningModule):
             **self.description,
             "random_state": torch.get_rng_state(),
             "objective_state": state,
+            "history": list(self.history),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the random state where training stopped, so that dropout draws what it would have drawn."""
         torch.set_rng_state(checkpoint["captioning"]["random_state"].cpu())
+        self.history = list(checkpoint["captioning"].get("history", []))
         if hasattr(self.objective, "restore"):
             self.objective.restore(checkpoint["captioning"]["objective_state"])

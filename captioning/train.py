@@ -1,5 +1,6 @@
 """Train a captioner: `python -m captioning.train experiment=coco30k`; without arguments, the toy one."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from captioning.errors import InputError
 from captioning.features import extract
 from captioning.module import CaptioningModule
 from captioning.progress import track
+from captioning.results import write_text
 from captioning.training import SafeCheckpointIO, TraceShapes
 
 log = logging.getLogger(__name__)
@@ -56,11 +58,20 @@ def train(config: DictConfig) -> float | None:
         ckpt_path=checkpoint.locate(config.resume) if config.resume else None,
         weights_only=True,
     )
+    summarise(config, module, count)
     best = trainer.checkpoint_callback
     if best is None or best.best_model_score is None:
         return None
     log.info("best %s %.3f: %s", best.monitor, best.best_model_score, best.best_model_path)
     return float(best.best_model_score)
+
+
+def summarise(config: DictConfig, module: CaptioningModule, parameters: int) -> None:
+    """Write `summary.json` into the run folder: every epoch's validation, and the one of the best CIDEr-D."""
+    scored = [epoch for epoch in module.history if "cider_d" in epoch]
+    best = max(scored, key=lambda epoch: epoch["cider_d"], default=None)
+    said = {"name": config.name, "parameters": parameters, "best": best, "epochs": module.history}
+    write_text(Path(config.output_dir) / "summary.json", json.dumps(said, indent=1) + "\n")
 
 
 def prepare(config: DictConfig) -> None:

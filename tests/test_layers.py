@@ -45,12 +45,13 @@ LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import
     "retrieval": ("errors", "vocabulary", "data", "metrics"),
     "results": ("errors", "vocabulary", "metrics"),
     "comparison": ("vocabulary", "metrics", "results"),
+    "sweep": ("results",),
     "training": ("errors", "module", "data", "visualise"),
 }
 BORDERS = {  # third-party package: where it may be imported
     "lightning": ("module", "training", "data.datamodule", *ENTRY),
-    "hydra": ("checkpoint", *ENTRY),
-    "omegaconf": ("checkpoint", *ENTRY),
+    "hydra": ("checkpoint", "sweep", *ENTRY),
+    "omegaconf": ("checkpoint", "sweep", *ENTRY),
     "h5py": ("features",),
     "torchvision": ("features",),
     "matplotlib": ("visualise",),

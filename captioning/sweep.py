@@ -1,0 +1,82 @@
+"""What a Hydra multirun prints at its end: its runs side by side, the best first."""
+
+import csv
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from captioning.results import write_text
+
+log = logging.getLogger(__name__)
+
+COLUMNS = {  # of the table: where a run's summary says it, and the decimals
+    "CIDEr-D": ("cider_d", 1),
+    "BLEU-4": ("bleu_4", 1),
+    "nats a word": ("nll", 3),
+    "epoch": ("epoch", 0),
+}
+
+
+class CompareRuns(Callback):
+    """Collects the runs of a sweep, prints them by validation CIDEr-D and writes `comparison.csv`."""
+
+    def __init__(self) -> None:
+        self.runs: list[dict[str, Any]] = []
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        """Keep what a run was given and what came out."""
+        hydra = OmegaConf.select(job_return.hydra_cfg, "hydra") if job_return.hydra_cfg is not None else None
+        folder = Path(hydra.runtime.output_dir) if hydra is not None else Path()
+        summary = folder / "summary.json"
+        told = json.loads(summary.read_text()) if summary.is_file() else {}
+        self.runs.append(
+            {
+                "run": " ".join(job_return.overrides or []) or "as it is",
+                "folder": str(folder),
+                "parameters": told.get("parameters"),
+                **(told.get("best") or {}),
+                "failed": job_return.status != JobStatus.COMPLETED,
+            }
+        )
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Print the table and write the file."""
+        if not self.runs:
+            return
+        ranked = sorted(self.runs, key=lambda run: run.get("cider_d", -1.0), reverse=True)
+        Console(width=None).print(table_of(ranked))
+        path = Path(config.hydra.sweep.dir) / "comparison.csv"
+        write_text(path, csv_of(ranked))
+        log.info("the comparison is in %s", path)
+
+
+def table_of(runs: list[dict[str, Any]]) -> Table:
+    """Lay runs out as a table, failed ones without numbers."""
+    table = Table(title="Validation, best epoch of each run", title_justify="left")
+    table.add_column("run")
+    for heading in (*COLUMNS, "parameters"):
+        table.add_column(heading, justify="right")
+    for run in runs:
+        cells = [f"{run[key]:.{digits}f}" if key in run else "" for key, digits in COLUMNS.values()]
+        count = "failed" if run["failed"] else f"{run['parameters']:,}" if run["parameters"] else ""
+        table.add_row(*map(Text, (run["run"], *cells, count)))
+    return table
+
+
+def csv_of(runs: list[dict[str, Any]]) -> str:
+    """Write runs as CSV, with every number that any of them has."""
+    keys = list(dict.fromkeys(key for run in runs for key in run))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(runs)
+    return text.getvalue()

@@ -1,0 +1,51 @@
+"""A multirun ends with its runs side by side."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from captioning.sweep import csv_of, table_of
+from tests.test_commands import call
+
+
+def test_a_multirun_prints_and_writes_a_comparison(toy_overrides: list[str], tmp_path: Path) -> None:
+    options = [o for o in toy_overrides if not o.startswith(("model.encoder_dim", "model.attention_dim"))]
+    done = call(
+        "train", "-m", *options, "model=gru_attention_small,mean_pooled", "optimizer.lr=1e-3,4e-4",
+        "hydra.sweep.dir=sweep", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    runs = list(csv.DictReader((tmp_path / "sweep" / "comparison.csv").open()))
+    assert len(runs) == 4 and {run["run"].split()[-2] for run in runs} == {
+        "model=gru_attention_small", "model=mean_pooled",
+    }  # fmt: skip
+    scores = [float(run["cider_d"]) for run in runs]
+    assert scores == sorted(scores, reverse=True) and "Validation, best epoch" in done.stdout
+    for run in runs:
+        summary = json.loads((Path(run["folder"]) / "summary.json").read_text())
+        assert summary["best"]["cider_d"] == float(run["cider_d"])
+        assert summary["parameters"] == int(run["parameters"])
+
+
+def test_failed_runs_stay_in_the_table() -> None:
+    runs = [
+        {
+            "run": "lr=1",
+            "folder": "0",
+            "parameters": 1234,
+            "cider_d": 30.04,
+            "bleu_4": 9.96,
+            "nll": 3.0,
+            "epoch": 1,
+            "failed": False,
+        },
+        {"run": "lr=9", "folder": "1", "parameters": None, "failed": True},
+    ]
+    console = Console(width=100, file=io.StringIO())
+    console.print(table_of(runs))
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "30.0" in said and "10.0" in said and "1,234" in said and "failed" in said
+    assert csv_of(runs).splitlines()[2] == "lr=9,1,,,,,,True"
