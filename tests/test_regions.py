@@ -14,6 +14,7 @@ from captioning.data.toy import read_toy
 from captioning.errors import InputError
 from captioning.features import Backbone, BottomUpFiles, FeatureCache, RegionDetector, Seen, extract, verify
 from captioning.features.bottom_up import read_bottom_up_tsv
+from captioning.features.orders import ORDERS
 from captioning.features.regions import CLASS_BIAS, select_regions
 from tests.conftest import compose_config
 
@@ -96,6 +97,17 @@ class TestSelection:
         assert [len(part) for part in nothing] == [0, 0]
 
 
+def test_orders_by_hand() -> None:
+    boxes = torch.tensor([[0.5, 0, 0.9, 0.1], [0, 0, 1, 1], [0, 0, 0.2, 0.5]])  # right small, whole, left
+    scores = torch.tensor([0.3, 0.2, 0.9])
+    said = {name: order(boxes, scores).tolist() for name, order in ORDERS.items()}
+    assert (
+        said["confidence"] == [2, 0, 1] and said["area"] == [1, 2, 0] and said["left_to_right"] == [2, 1, 0]
+    )
+    assert sorted(said["random"]) == [0, 1, 2] and said["random"] == ORDERS["random"](boxes, scores).tolist()
+    assert ORDERS["random"](boxes.repeat(9, 1), scores.repeat(9)).tolist() != list(range(27))
+
+
 class TestRegionDetector:
     def test_shapes_and_counts_are_what_the_options_say(self, detector: RegionDetector, seen: Seen) -> None:
         assert detector.shape() == (40, 1024) == seen.features.shape[1:]
@@ -109,6 +121,20 @@ class TestRegionDetector:
 
     def test_the_surest_come_first(self, seen: Seen) -> None:
         assert (seen.scores.diff(dim=1) <= 0).all() and seen.scores.max() <= 1
+
+    def test_another_order_stores_the_same_regions(self, pictures: torch.Tensor, seen: Seen) -> None:
+        turned = RegionDetector(**SIZES, order="left_to_right")(pictures)
+        for row, count in enumerate(seen.counts.tolist()):
+            boxes = turned.boxes[row, :count]
+            assert ((boxes[:, 0] + boxes[:, 2]).diff() >= 0).all()
+            order = turned.scores[row, :count].argsort(descending=True, stable=True)
+            torch.testing.assert_close(turned.scores[row, :count][order], seen.scores[row, :count])
+            sums = [part.features[row, :count].sum(-1).sort().values for part in (turned, seen)]
+            torch.testing.assert_close(*sums)
+
+    def test_an_unknown_order_is_refused(self) -> None:
+        with pytest.raises(InputError, match="order is 'size'; it is one of confidence, area"):
+            RegionDetector(**SIZES, order="size")
 
     def test_beyond_the_count_all_is_zero_and_before_it_nothing(self, seen: Seen) -> None:
         for part in (seen.features, seen.boxes, seen.scores):

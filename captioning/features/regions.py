@@ -27,6 +27,7 @@ from torchvision.ops import batched_nms
 from captioning.errors import InputError
 from captioning.features.backbones import _build_published, weights_name
 from captioning.features.extraction import Seen
+from captioning.features.orders import order_of
 
 CLASS_BIAS = "roi_heads.box_predictor.cls_score.bias"  # as long as the detector has classes
 
@@ -45,6 +46,7 @@ class RegionDetector(nn.Module):
         score_threshold: confidence from which a box counts.
         nms_threshold: intersection over union above which a class suppresses the weaker box.
         num_proposals: boxes that are looked at; the `320` architecture proposes no more than 150.
+        order: in which regions are stored: `confidence`, `area`, `left_to_right` or `random`.
         seed: of the random weights.
 
     Raises:
@@ -65,6 +67,7 @@ class RegionDetector(nn.Module):
         score_threshold: float,
         nms_threshold: float,
         num_proposals: int,
+        order: str = "confidence",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class RegionDetector(nn.Module):
                 "need 1 <= min_regions <= max_regions <= num_proposals; change features.extractor"
             )
         self.image_size = (int(image_size[0]), int(image_size[1]))
-        self.num_proposals = num_proposals
+        self.num_proposals, self._order = num_proposals, order_of(order)
         counts = {"min_regions": min_regions, "max_regions": max_regions}
         thresholds = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
         self.selection: dict[str, Any] = {**counts, **thresholds}
@@ -85,6 +88,7 @@ class RegionDetector(nn.Module):
             "image_size": list(self.image_size),
             **self.selection,
             "num_proposals": num_proposals,
+            "order": order,
         }
         self.network = _build(architecture, weights, seed)
         self.network.rpn.score_thresh = 0.0  # the MobileNets' 0.05 leaves some pictures without any proposal
@@ -118,7 +122,7 @@ class RegionDetector(nn.Module):
         return self.selection["max_regions"], self.network.roi_heads.box_predictor.cls_score.in_features
 
     def forward(self, images: Tensor) -> Seen:
-        """See pictures as objects, the surest first.
+        """See pictures as objects, in their order.
 
         Args:
             images: (B, 3, H, W) bytes, as `transform` gives them.
@@ -151,7 +155,9 @@ class RegionDetector(nn.Module):
         chosen, confidence = select_regions(boxes, probabilities, **self.selection)
         height, width = self.image_size
         fractions = boxes[chosen] / boxes.new_tensor([width, height, width, height])
-        return vectors[chosen], fractions.clamp(0, 1), confidence
+        fractions = fractions.clamp(0, 1)
+        order = self._order(fractions, confidence)
+        return vectors[chosen][order], fractions[order], confidence[order]
 
     def _pad(self, kept: list[tuple[Tensor, Tensor, Tensor]]) -> Seen:
         """Stack pictures of different numbers of regions; each ends in zeros."""
