@@ -1,0 +1,36 @@
+"""Gather the scores of trained runs into one small file that the results notebook reads.
+
+    python notebooks/collect.py runs/table > notebooks/results.json
+
+Each folder below the given one is a run: `summary.json` and `.hydra/overrides.yaml` from training, and a `scores.json`
+of `python -m captioning.evaluate` in a folder named after its decoding, `greedy` or `beam5`. `COMMIT` holds the commit.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+SHOWN = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "meteor")
+
+
+def read_run(folder: Path) -> dict:
+    row: dict = {"run": folder.name, "commit": (folder / "COMMIT").read_text().strip()}
+    if (folder / "summary.json").is_file():
+        summary = json.loads((folder / "summary.json").read_text())
+        row |= {key: summary[key] for key in ("name", "parameters", "best")}
+        row["epochs"] = len(summary["epochs"])
+        row["nll_by_epoch"] = [round(epoch["nll"], 3) for epoch in summary["epochs"]]
+        row["cider_by_epoch"] = [round(epoch["cider_d"], 1) for epoch in summary["epochs"]]
+    for decoding in ("greedy", "beam5"):
+        scores = folder / decoding / "scores.json"
+        if scores.is_file():
+            content = json.loads(scores.read_text())
+            [system] = content["systems"]
+            row[decoding] = {name: system["scores"][name] for name in SHOWN if name in system["scores"]}
+            row[decoding]["intervals"] = system["intervals"]
+            row[decoding]["diversity"] = system["diversity"]
+    return row
+
+
+runs = [read_run(folder) for folder in sorted(Path(sys.argv[1]).iterdir()) if (folder / "COMMIT").is_file()]
+print(json.dumps(runs, indent=1))
