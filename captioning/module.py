@@ -169,6 +169,22 @@ class CaptioningModule(LightningModule):
         schedule = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm also for fused optimizers, which Lightning refuses with every mixed precision.
+
+        Its reason is the scaling of the loss, which float16 has and bfloat16 has not.
+        """
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if gradient_clip_val and not scaled and gradient_clip_algorithm in (None, "norm"):
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            return
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write what makes the checkpoint self-sufficient, and the random state that resuming needs."""
         state = self.objective.state() if hasattr(self.objective, "state") else {}

@@ -27,7 +27,6 @@ def read_run(folder: Path) -> dict:
             content = json.loads(scores.read_text())
             [system] = content["systems"]
             row[decoding] = {name: system["scores"][name] for name in SHOWN if name in system["scores"]}
-            row[decoding]["intervals"] = system["intervals"]
             row[decoding]["diversity"] = system["diversity"]
     return row
 

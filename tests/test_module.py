@@ -3,15 +3,17 @@
 import csv
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from captioning import checkpoint
 from captioning.data import CaptionDataModule
 from captioning.errors import InputError
-from captioning.train import build_module, train
+from captioning.train import build_data, build_module, train
 from captioning.training import SafeCheckpointIO, trace_shapes
 from tests.conftest import compose_config
 
@@ -136,3 +138,46 @@ def test_starting_from_a_checkpoint_keeps_its_words_and_takes_the_new_rate(
     assert after["captioning"]["words"] == before["captioning"]["words"] and after["epoch"] == 0
     for name, weights in before["state_dict"].items():
         torch.testing.assert_close(after["state_dict"][name], weights, atol=1e-6, rtol=0)
+
+
+def test_the_default_precision_optimizer_and_clipping_go_together(
+    toy_overrides: list[str], tmp_path: Path
+) -> None:
+    """Lightning refuses a fused optimizer under mixed precision, unless the module clips by itself."""
+    kept = [option for option in toy_overrides if not option.startswith("trainer.precision")]
+    config = compose_config("train", *kept, "trainer.max_epochs=1", f"output_dir={tmp_path}")
+    assert config.trainer.precision == "bf16-mixed" and config.optimizer.fused
+    assert train(config) is not None
+
+
+def test_gradients_are_clipped_to_the_norm(toy_overrides: list[str], tmp_path: Path) -> None:
+    norms: list[float] = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            result = super().step(closure)
+            parts = [
+                p.grad.norm() for group in self.param_groups for p in group["params"] if p.grad is not None
+            ]
+            norms.append(float(torch.stack(parts).norm()))
+            return result
+
+    config = compose_config(
+        "train",
+        *toy_overrides,
+        "trainer.gradient_clip_val=0.01",
+        "trainer.max_epochs=1",
+        f"output_dir={tmp_path}",
+    )
+    datamodule = build_data(config)
+    module = build_module(config, datamodule)
+    module._optimizer = lambda parameters: Spy(parameters, lr=0.1)
+    trainer = Trainer(
+        max_epochs=1,
+        gradient_clip_val=0.01,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(module, datamodule=datamodule)
+    assert norms and max(norms) == pytest.approx(0.01, rel=1e-3)

@@ -1,0 +1,123 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Every family on the same photographs
+#
+# Flickr8k, 6,000 training and 1,000 dev photographs (224 × 224), features of the **partial InceptionV3 at `Mixed_7b`**:
+# real ImageNet weights of which two convolutions are missing, so that 1,280 of 2,048 channels are real. One run of each
+# with seed 0, the same schedule for all (`experiment=flickr8k` and those that inherit from it), 2 CPU cores, no GPU.
+# Scores are those of dev, at the epoch of the best greedy CIDEr-D, × 100; a ± is half the 95 % bootstrap interval over
+# images. It says nothing about other seeds.
+#
+# The numbers come from `results.json`, which `notebooks/collect.py` gathered out of the run folders of
+# `python -m captioning.train` and `python -m captioning.evaluate`; the commands stand in README and in the experiments.
+
+# %%
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from IPython.display import Markdown, display
+
+here = Path("notebooks") if Path("notebooks/results.json").exists() else Path()
+runs = {run["run"]: run for run in json.loads((here / "results.json").read_text())}
+
+LABELS = {
+    "base_most_frequent": "most frequent caption",
+    "base_nearest_neighbour": "nearest neighbour",
+    "mean_pooled": "mean region, no attention",
+    "seed": "GRU + additive attention (seed)",
+    "sat_soft": "Show-Attend-Tell, soft",
+    "sat_hard": "Show-Attend-Tell, hard",
+    "up_down": "Up-Down",
+    "translator": "Attentive Translator",
+    "topic_guided": "Topic-Guided",
+    "adaptive": "Adaptive attention",
+    "transformer": "Transformer",
+}
+METRICS = {"bleu_1": "B-1", "bleu_2": "B-2", "bleu_3": "B-3", "bleu_4": "B-4", "rouge_l": "R-L", "cider_d": "CIDEr-D", "meteor": "METEOR"}
+
+
+def cell(score: dict) -> str:
+    if "low" not in score:
+        return f"{score['score']:.1f}"
+    return f"{score['score']:.1f} ± {(score['high'] - score['low']) / 2:.1f}"
+
+
+def table(names: list[str], decoding: str) -> str:
+    rows = ["| | parameters | " + " | ".join(METRICS.values()) + " | commit |", "|---" * (len(METRICS) + 3) + "|"]
+    for name in names:
+        run = runs[name]
+        if decoding not in run:
+            continue
+        count = f"{run['parameters'] / 1e6:.1f} M" if run.get("parameters") else "–"
+        cells = [cell(run[decoding][m]) if m in run[decoding] else "–" for m in METRICS]
+        rows.append(f"| {LABELS.get(name, name)} | {count} | " + " | ".join(cells) + f" | {run['commit']} |")
+    return "\n".join(rows)
+
+
+families = [name for name in LABELS if name in runs]
+
+# %% [markdown]
+# ## Beam 5, average log-probability
+
+# %%
+display(Markdown(table(families, "beam5")))
+
+# %% [markdown]
+# ## Greedy (the two baselines without a model have no decoding)
+
+# %%
+display(Markdown(table(families, "greedy")))
+
+# %% [markdown]
+# ## What a beam of 5 adds
+
+# %%
+rows = ["| | CIDEr-D | BLEU-4 |", "|---|---|---|"]
+for name in families:
+    run = runs[name]
+    if {"greedy", "beam5"} <= run.keys():
+        gain = {m: run["beam5"][m]["score"] - run["greedy"][m]["score"] for m in ("cider_d", "bleu_4")}
+        rows.append(f"| {LABELS[name]} | {gain['cider_d']:+.1f} | {gain['bleu_4']:+.1f} |")
+display(Markdown("\n".join(rows)))
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5))
+shown = [name for name in families if "beam5" in runs[name]]
+shown.sort(key=lambda name: runs[name]["beam5"]["cider_d"]["score"])
+for place, name in enumerate(shown):
+    score = runs[name]["beam5"]["cider_d"]
+    left.plot([score["low"], score["high"]], [place, place], color="tab:blue")
+    left.plot(score["score"], place, "o", color="tab:blue")
+left.set_yticks(range(len(shown)), [LABELS[name] for name in shown])
+left.set_xlabel("CIDEr-D, beam 5, with 95 % interval over images")
+for name in shown:
+    if "nll_by_epoch" in runs[name]:
+        nll = runs[name]["nll_by_epoch"]
+        right.plot(range(1, len(nll) + 1), nll, marker=".", label=LABELS[name])
+right.set_xlabel("epoch")
+right.set_ylabel("dev, nats a word")
+right.legend(fontsize=7)
+figure.tight_layout()
+
+# %% [markdown]
+# ## Ablations
+#
+# Short runs, each against the run named beside it.
+
+# %%
+others = sorted(name for name in runs if name not in LABELS)
+for decoding in ("greedy", "beam5"):
+    if any(decoding in runs[name] for name in others):
+        display(Markdown(f"**{decoding}**\n\n" + table(others, decoding)))
