@@ -62,7 +62,11 @@ class RegionSequence(nn.Module):
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, LSTMState]:
         """Read (B, R, D) with mask (B, R): states (B, R+1, H), the mean's last, and the final state."""
         source = torch.cat([features, masked_mean(features, mask)[:, None]], 1)  # (B, R+1, D)
-        given = self.dropout(self.project(source)).float()
+        given = self.dropout(self.project(source))
+        if mask.all():  # a grid: nothing to pack, and bfloat16 pays
+            states, (hidden, cell) = self.lstm(given)
+            return states.float(), LSTMState(hidden[0].float(), cell[0].float())
+        given = given.float()
         # Padding stands between the last region and the mean: the mean is read after the real regions
         # instead.
         counts = mask.sum(1)
