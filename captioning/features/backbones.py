@@ -5,7 +5,6 @@ whose values run from -1 to 1. A node whose output is a vector (`flatten`, `avgp
 networks are frozen: they run once an image, and their output is cached.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,14 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from captioning.errors import InputError
+from captioning.features.weights import (
+    build_published,
+    digest,
+    is_file_name,
+    load_state,
+    read_state,
+    weights_name,
+)
 
 
 class Backbone(nn.Module):
@@ -37,6 +44,8 @@ class Backbone(nn.Module):
     Raises:
         InputError: unknown architecture, node or weights, or a state dict that lacks what the node needs.
     """
+
+    has_boxes = False
 
     def __init__(
         self,
@@ -68,7 +77,7 @@ class Backbone(nn.Module):
         if weights == "random":
             self.provenance["seed"] = seed
             self._calibrate(seed)
-        elif Path(weights).suffix:
+        elif is_file_name(weights):
             self.provenance["weights_sha256"] = self._load(Path(weights))
         self.requires_grad_(False).eval()
 
@@ -104,36 +113,16 @@ class Backbone(nn.Module):
         return regions, channels
 
     def _load(self, path: Path) -> str:
-        if not path.is_file():
-            raise InputError(
-                f"there is no weights file {path}; set features.extractor.weights to a state dict"
-            )
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises half a dozen types for a file that is no state dict
-            raise InputError(
-                f"{path} is no state dict that torch.load can read ({type(error).__name__})"
-            ) from error
-        own = self.network.state_dict()
-        missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-        if missing:
-            raise InputError(
-                f"{path} lacks {len(missing)} of the {len(own)} tensors that "
-                f"{self.provenance['architecture']} needs up to node {self.provenance['node']}, first "
-                f"{missing[0]}; choose an earlier node or other weights"
-            )
-        wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
-        if wrong:
-            raise InputError(
-                f"{path}: {wrong[0]} is {tuple(state[wrong[0]].shape)} but "
-                f"{self.provenance['architecture']} needs {tuple(own[wrong[0]].shape)}; these are weights of "
-                "another architecture"
-            )
-        self.network.load_state_dict(
-            {name: value for name, value in state.items() if name in own}, strict=False
+        state, architecture = read_state(path), self.provenance["architecture"]
+        load_state(
+            self.network,
+            state,
+            source=path,
+            needs=f"{architecture} needs up to node {self.provenance['node']}",
+            remedy="choose an earlier node or other weights",
         )
         self.missing_weights = self._beyond_node(state)
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return digest(path)
 
     def _beyond_node(self, state: Mapping[str, Tensor]) -> list[str]:
         """List layers that the file lacks and the node does without; it should be said."""
@@ -157,11 +146,6 @@ class Backbone(nn.Module):
         self.forward(pictures.to(torch.uint8))
 
 
-def weights_name(weights: str) -> str:
-    """Name weights without the folder they lie in, so that a moved file is the same weights."""
-    return Path(weights).name if Path(weights).suffix else weights
-
-
 def _build_options(provenance: Mapping[str, Any]) -> dict[str, Any]:
     inception = provenance["architecture"] in ("inception_v3", "googlenet")
     # Both transform ImageNet-normalised input by themselves when they load weights; ours comes in their own
@@ -177,7 +161,7 @@ def _build(architecture: str, weights: str, seed: int) -> nn.Module:
             f"torchvision has no model {architecture!r}; torchvision.models.list_models() lists them"
         ) from error
     options = _build_options({"architecture": architecture})
-    if weights == "random" or Path(weights).suffix:
+    if weights == "random" or is_file_name(weights):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = torchvision.models.get_model(architecture, **options)
@@ -185,23 +169,7 @@ def _build(architecture: str, weights: str, seed: int) -> nn.Module:
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         return model
-    return _build_published(architecture, weights)
-
-
-def _build_published(architecture: str, weights: str) -> nn.Module:
-    choices = torchvision.models.get_model_weights(architecture)
-    if weights not in choices.__members__:
-        raise InputError(
-            f"{architecture} has no weights {weights!r}; there are {', '.join(choices.__members__)}, "
-            "the path of a state dict (with its suffix), or random"
-        )
-    try:
-        model = torchvision.models.get_model(architecture, weights=choices[weights])
-    except OSError as error:
-        raise InputError(
-            f"the weights {weights} of {architecture} could not be downloaded ({error}); fetch "
-            f"{choices[weights].url} elsewhere and set features.extractor.weights=<that file>"
-        ) from error
+    model = build_published(architecture, weights)
     if hasattr(model, "transform_input"):
         model.transform_input = False
     return model

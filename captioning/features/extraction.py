@@ -66,9 +66,10 @@ class Seen(NamedTuple):
 
 
 class Extractor(Protocol):
-    """A network that sees pictures: `Backbone`, or `RegionDetector`, which says `has_boxes`."""
+    """A network that sees pictures: `Backbone` or `RegionDetector`."""
 
     provenance: dict
+    has_boxes: bool
 
     def transform(self, image: Image.Image) -> Tensor:
         """Prepare a picture for the network."""
@@ -88,6 +89,7 @@ class RowFiles(Protocol):
     """Files of features that somebody else made: `BottomUpFiles`."""
 
     provenance: dict
+    has_boxes: bool
 
     def shape(self) -> tuple[int, int]:
         """Tell (R, D)."""
@@ -157,7 +159,7 @@ def extract(
     if not images:
         raise InputError("there is no image to extract features of; check the data=... options")
     started = time.perf_counter()
-    provenance, has_boxes = dict(extractor.provenance), getattr(extractor, "has_boxes", False)
+    provenance, has_boxes = dict(extractor.provenance), extractor.has_boxes
     if not isinstance(extractor, RowFiles):
         provenance["precision"] = "bfloat16" if autocast else "float32"
     with CacheWriter(path, list(images), extractor.shape(), provenance, with_boxes=has_boxes) as writer:

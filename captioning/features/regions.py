@@ -10,8 +10,7 @@ fifth block's 2048 channels; pictures are resized to one fixed size, without the
 stack.
 """
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,16 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms
 
 from captioning.errors import InputError
-from captioning.features.backbones import _build_published, weights_name
 from captioning.features.extraction import Seen
 from captioning.features.orders import order_of
+from captioning.features.weights import (
+    build_published,
+    digest,
+    is_file_name,
+    load_state,
+    read_state,
+    weights_name,
+)
 
 CLASS_BIAS = "roi_heads.box_predictor.cls_score.bias"  # as long as the detector has classes
 
@@ -104,8 +110,8 @@ class RegionDetector(nn.Module):
         if weights == "random":
             self.provenance["seed"] = seed
             self._calibrate(seed)
-        elif Path(weights).suffix:
-            self.provenance["weights_sha256"] = hashlib.sha256(Path(weights).read_bytes()).hexdigest()[:16]
+        elif is_file_name(weights):
+            self.provenance["weights_sha256"] = digest(Path(weights))
 
     def train(self, mode: bool = True) -> "RegionDetector":
         """Stay in evaluation mode: the network is frozen."""
@@ -237,36 +243,17 @@ def _build(architecture: str, weights: str, seed: int) -> FasterRCNN:
                 if isinstance(module, nn.Conv2d):
                     nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
         return network
-    if Path(weights).suffix:
+    if is_file_name(weights):
         return _load(architecture, Path(weights))
-    return _build_published(architecture, weights)
+    return build_published(architecture, weights)
 
 
 def _load(architecture: str, path: Path) -> FasterRCNN:
-    if not path.is_file():
-        raise InputError(f"there is no weights file {path}; set features.extractor.weights to a state dict")
-    try:
-        state: Mapping[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises half a dozen types for a file that is no state dict
-        raise InputError(
-            f"{path} is no state dict that torch.load can read ({type(error).__name__})"
-        ) from error
+    state = read_state(path)
     options = {"num_classes": len(state[CLASS_BIAS])} if CLASS_BIAS in state else {}
     network = torchvision.models.get_model(architecture, weights=None, weights_backbone=None, **options)
-    own = network.state_dict()
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    if missing:
-        raise InputError(
-            f"{path} lacks {len(missing)} of the {len(own)} tensors that {architecture} needs, first "
-            f"{missing[0]}; choose other weights"
-        )
-    wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
-    if wrong:
-        raise InputError(
-            f"{path}: {wrong[0]} is {tuple(state[wrong[0]].shape)} but {architecture} needs "
-            f"{tuple(own[wrong[0]].shape)}; these are weights of another architecture"
-        )
-    network.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
+    needs = f"{architecture} needs"
+    load_state(network, state, source=path, needs=needs, remedy="choose other weights")
     published = torchvision.models.get_model_weights(architecture)
     if architecture == "fasterrcnn_resnet50_fpn" and path.name == Path(published.COCO_V1.url).name:
         for module in network.modules():  # as torchvision does with this one file
