@@ -95,10 +95,9 @@ def build_module(config: DictConfig, datamodule: CaptionDataModule) -> Captionin
     """Build model, objective and module; the model gets as many words as the vocabulary really has."""
     assert datamodule.vocabulary is not None
     config.model.vocabulary_size = len(datamodule.vocabulary)
-    if config.features.dim != config.model.get("feature_dim", config.features.dim):
-        raise InputError(
-            f"model.feature_dim is {config.model.feature_dim} but the features have {config.features.dim}"
-        )
+    given = (config.model.get("encoder") or {}).get("feature_dim", config.model.get("feature_dim"))
+    if given not in (None, config.features.dim):
+        raise InputError(f"model.feature_dim is {given} but the features have {config.features.dim}")
     names = ("model", "objective", "optimizer", "scheduler", "decoding")
     parts: dict[str, Any] = {name: instantiate(config[name]) or None for name in names}  # scheduler=none: {}
     description = checkpoint.describe(config, datamodule.vocabulary.words, datamodule.cache.provenance)

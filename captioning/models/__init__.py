@@ -3,6 +3,7 @@
 from captioning.models.adaptive import AdaptiveAttention
 from captioning.models.attentive_translator import AttentiveTranslator
 from captioning.models.base import CaptionModel, Output, Step, pick, real_steps
+from captioning.models.encoder import FeatureProjection, RawFeatures
 from captioning.models.gru_attention import GRUAttention
 from captioning.models.hard_attention import HardAttention, SoftAttention
 from captioning.models.mean_pooled import MeanPooled
@@ -15,10 +16,12 @@ __all__ = [
     "AdaptiveAttention",
     "AttentiveTranslator",
     "CaptionModel",
+    "FeatureProjection",
     "GRUAttention",
     "HardAttention",
     "MeanPooled",
     "Output",
+    "RawFeatures",
     "ShowAttendTell",
     "SoftAttention",
     "Step",

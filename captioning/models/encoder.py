@@ -25,6 +25,14 @@ class FeatureProjection(nn.Module):
         return self.dropout(torch.relu(self.linear(as_computed(features, self.linear.weight))))
 
 
+class RawFeatures(nn.Module):
+    """No encoder: attention sees the cached regions themselves."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Give (B, R, D) in the type that is computed in."""
+        return as_computed(features, torch.empty(0))
+
+
 def as_computed(features: Tensor, weight: Tensor) -> Tensor:
     """Bring cached float16 features to the type that is computed in, once.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning.models.base import Tree
-from captioning.models.encoder import as_computed, masked_mean
+from captioning.models.encoder import RawFeatures, masked_mean
 from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update
 
 
@@ -24,13 +24,14 @@ class ShowAttendTell(RecurrentModel):
     """LSTM with gated visual attention and deep output; memory: regions, keys, mask; state: (h, c).
 
     Args:
-        feature_dim: D; the regions are not projected.
+        feature_dim: D of a region as the encoder gives it.
         vocabulary_size: V, the four special ids included.
         embedding_dim: size of a word vector and of the deep output.
         hidden_dim: H of the LSTM.
         attention: makes the attention, called with value_dim and query_dim: `SoftAttention` or
             `HardAttention`.
         dropout: probability; 0.5 in the authors' code.
+        encoder: what regions pass through before; None leaves them as they are, as the paper does.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class ShowAttendTell(RecurrentModel):
         hidden_dim: int,
         attention: Callable[..., nn.Module],
         dropout: float,
+        encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.encoder = RawFeatures() if encoder is None else encoder
         self.vocabulary_size = vocabulary_size
         self.attention: Any = attention(value_dim=feature_dim, query_dim=hidden_dim)
         self.mean_layer = nn.Linear(feature_dim, feature_dim)
@@ -63,7 +66,7 @@ class ShowAttendTell(RecurrentModel):
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> Tree:
         """Prepare the attention keys."""
-        return self.attention.prepare(as_computed(features, self.gate.weight), mask)
+        return self.attention.prepare(self.encoder(features), mask)
 
     def start(self, memory: Tree) -> LSTMState:
         """Begin with what the mean region suggests."""

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from captioning.errors import InputError
 from captioning.models.attention import Regions, masked_softmax, weighted_sum
-from captioning.models.encoder import as_computed, masked_mean
+from captioning.models.encoder import RawFeatures, masked_mean
 from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update
 from captioning.vocabulary import UNKNOWN
 
@@ -69,7 +69,7 @@ class TopicGuided(RecurrentModel):
     """LSTM with topic-guided spatial and semantic attention; state: (h, c).
 
     Args:
-        feature_dim: D; the regions are not projected.
+        feature_dim: D of a region as the encoder gives it.
         vocabulary_size: V, the four special ids included.
         embedding_dim: size of a word vector and of the deep output.
         hidden_dim: H of the LSTM and of the two heads' hidden layer.
@@ -79,6 +79,7 @@ class TopicGuided(RecurrentModel):
             with the second; the authors' Flickr8k variant takes ranks 51 to 150.
         num_likely: K, attribute words looked at for an image.
         dropout: probability.
+        encoder: what regions pass through before; None leaves them as they are, as the paper does.
 
     Raises:
         InputError: the vocabulary has no words of these ranks, or fewer than K.
@@ -96,8 +97,10 @@ class TopicGuided(RecurrentModel):
         attribute_ranks: Sequence[int],
         num_likely: int,
         dropout: float,
+        encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.encoder = RawFeatures() if encoder is None else encoder
         first, stop = attribute_ranks
         self.vocabulary_size, self.num_likely = vocabulary_size, num_likely
         self.attribute_ids = (UNKNOWN + first, UNKNOWN + stop)  # the vocabulary is sorted by frequency
@@ -131,7 +134,7 @@ class TopicGuided(RecurrentModel):
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> TopicMemory:
         """Predict topic and attributes, and prepare the keys of both attentions."""
-        values = as_computed(features, self.gate.weight)
+        values = self.encoder(features)
         mean = masked_mean(values, mask)  # (B, D)
         topic_logits, attribute_logits = self.topic_head(mean), self.attribute_head(mean)
         topic = topic_logits.float().softmax(-1)

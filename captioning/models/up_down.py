@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning.models.attention import AdditiveAttention, Regions
-from captioning.models.encoder import as_computed, masked_mean
+from captioning.models.encoder import RawFeatures, masked_mean
 from captioning.models.recurrent import (
     Advance,
     LSTMState,
@@ -42,12 +42,13 @@ class UpDown(RecurrentModel):
     """Two LSTMs over a variable number of regions; memory: regions, keys, mask; state: two (h, c).
 
     Args:
-        feature_dim: D; the regions are not projected.
+        feature_dim: D of a region as the encoder gives it.
         vocabulary_size: V, the four special ids included.
         embedding_dim: size of a word vector.
         hidden_dim: H of both LSTMs.
         attention_dim: size of the attention's common space.
         dropout: probability, on word vectors and before the head.
+        encoder: what regions pass through before; None leaves them as they are, as the paper does.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class UpDown(RecurrentModel):
         hidden_dim: int,
         attention_dim: int,
         dropout: float,
+        encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        self.encoder = RawFeatures() if encoder is None else encoder
         self.vocabulary_size, self.hidden_dim = vocabulary_size, hidden_dim
         self.attention = AdditiveAttention(
             value_dim=feature_dim, query_dim=hidden_dim, attention_dim=attention_dim
@@ -78,7 +81,7 @@ class UpDown(RecurrentModel):
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> UpDownMemory:
         """Prepare keys, and the mean region's part of the first LSTM's input."""
-        values = as_computed(features, self.output.weight)
+        values = self.encoder(features)
         return UpDownMemory(self.attention.prepare(values, mask), self.mean_gates(masked_mean(values, mask)))
 
     def start(self, memory: UpDownMemory) -> UpDownState:
