@@ -27,15 +27,13 @@ def train(config: DictConfig) -> float | None:
     """Run a training and return the monitored value of its best epoch, for sweeps."""
     seed_everything(config.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
-    start = (
-        checkpoint.read(config.resume or config.start_from) if config.resume or config.start_from else None
-    )
+    start = starting_point(config)
     if config.prepare:
         prepare(config)
     datamodule = build_data(config, words=start["captioning"]["words"] if start else None)
     module = build_module(config, datamodule)
     if start and not config.resume:
-        module.load_state_dict(start["state_dict"])
+        load_weights(module, start, config.start_from)
     if start is None and config.expect_frequencies:
         module.model.expect_frequencies(datamodule.captions("train").word_counts())
     trainer = instantiate(
@@ -64,6 +62,31 @@ def train(config: DictConfig) -> float | None:
         return None
     log.info("best %s %.3f: %s", best.monitor, best.best_model_score, best.best_model_path)
     return float(best.best_model_score)
+
+
+def starting_point(config: DictConfig) -> dict[str, Any] | None:
+    """Read the checkpoint to go on from: a run's last epoch to resume, its best one to start from."""
+    if config.resume:
+        return checkpoint.read(config.resume)
+    if config.start_from:
+        return checkpoint.read(checkpoint.locate(config.start_from, ("best.ckpt", "last.ckpt")))
+    return None
+
+
+def load_weights(module: CaptioningModule, start: dict[str, Any], path: str) -> None:
+    """Take up another run's weights.
+
+    Raises:
+        InputError: they are another model's.
+    """
+    try:
+        module.load_state_dict(start["state_dict"])
+    except RuntimeError as error:
+        said = start["captioning"]["model"]["_target_"]
+        raise InputError(
+            f"start_from={path} holds a {said} whose weights do not fit the model of this run; give the "
+            f"model= and its sizes that it was trained with: {str(error)[:300]}"
+        ) from error
 
 
 def summarise(config: DictConfig, module: CaptioningModule, parameters: int) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig
 
 from captioning import checkpoint
-from captioning.data import CaptionDataModule
+from captioning.data import Batch, CaptionDataModule
 from captioning.errors import InputError
 from captioning.train import build_data, build_module, train
 from captioning.training import SafeCheckpointIO, trace_shapes
@@ -133,11 +133,68 @@ def test_starting_from_a_checkpoint_keeps_its_words_and_takes_the_new_rate(
 ) -> None:
     run(toy_overrides, tmp_path, f"start_from={trained}", "optimizer.lr=1e-12", "scheduler=none")
     before, after = (
-        torch.load(p / "checkpoints" / "last.ckpt", weights_only=True) for p in (trained, tmp_path)
+        torch.load(path / "checkpoints" / name, weights_only=True)
+        for path, name in ((trained, "best.ckpt"), (tmp_path, "last.ckpt"))
     )
     assert after["captioning"]["words"] == before["captioning"]["words"] and after["epoch"] == 0
     for name, weights in before["state_dict"].items():
         torch.testing.assert_close(after["state_dict"][name], weights, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_every_epoch_has_an_order_of_its_own_and_a_resumed_one_the_same(
+    toy_overrides: list[str], tmp_path: Path, workers: int
+) -> None:
+    """Through a real Trainer: what calls `set_epoch`, and when, is Lightning's business."""
+    first_images: list[tuple[str, ...]] = []
+
+    class Watch(Callback):
+        def on_train_batch_start(
+            self, trainer: Trainer, pl_module: Any, batch: Batch, batch_idx: int
+        ) -> None:
+            if batch_idx == 0:
+                first_images.append(tuple(batch.image_ids))
+
+    def fit(epochs: int, ckpt: Path | None = None) -> Trainer:
+        config = compose_config(
+            "train",
+            *toy_overrides,
+            f"data.num_workers={workers}",
+            f"output_dir={tmp_path}",
+            "optimizer.lr=1e-9",
+        )
+        datamodule = build_data(config)
+        trainer = Trainer(
+            max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            limit_val_batches=0, enable_model_summary=False, callbacks=[Watch()],
+        )  # fmt: skip
+        trainer.fit(
+            build_module(config, datamodule), datamodule=datamodule, ckpt_path=ckpt, weights_only=True
+        )
+        return trainer
+
+    fit(3)
+    straight, first_images[:] = list(first_images), []
+    assert len(set(straight)) == 3
+    fit(1).save_checkpoint(tmp_path / "one.ckpt")
+    fit(3, tmp_path / "one.ckpt")
+    assert first_images == straight
+
+
+def test_starting_from_another_model_names_what_it_was(
+    toy_overrides: list[str], trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="holds a captioning.models.GRUAttention whose weights do not fit"):
+        run(toy_overrides, tmp_path, f"start_from={trained}", "model.hidden_dim=12")
+
+
+def test_a_run_folder_used_again_holds_the_newer_run(
+    toy_overrides: list[str], trained: Path, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        run(toy_overrides, tmp_path, f"seed={seed}")
+        names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert names == ["best.ckpt", "epoch00.ckpt", "last.ckpt"]
 
 
 def test_the_default_precision_optimizer_and_clipping_go_together(

@@ -80,6 +80,7 @@ class CaptionDataModule(LightningDataModule):
         self.provenance, self.feature_splits = provenance or {}, tuple(feature_splits)
         self.vocabulary: Vocabulary | None = Vocabulary(words) if words is not None else None
         self.records: dict[str, list[Annotated]] = {}
+        self._epoch = 0
 
     def setup(self, stage: str | None = None) -> None:
         """Read annotations, build the vocabulary, open the cache.
@@ -122,9 +123,17 @@ class CaptionDataModule(LightningDataModule):
         """Shuffled batches in buckets of like length; the same epoch always gives the same batches."""
         data = self.captions("train") if self.train_on == "captions" else self.images("train")
         lengths = data.lengths if isinstance(data, CaptionDataset) else [0] * len(data)
-        return self._loader(
-            data, batch_sampler=LengthBuckets(lengths, self.batch_size, seed=self.seed, pool=self.bucket_pool)
-        )
+        sampler = LengthBuckets(lengths, self.batch_size, seed=self.seed, pool=self.bucket_pool)
+        sampler.set_epoch(self._epoch)  # workers fetch before Lightning sets a resumed run's epoch
+        return self._loader(data, batch_sampler=sampler)
+
+    def state_dict(self) -> dict[str, int]:
+        """Say for a checkpoint how many epochs are behind it."""
+        return {"epoch": self.trainer.current_epoch if self.trainer else 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Take up the epoch of a checkpoint, so that the first batches are that epoch's."""
+        self._epoch = state_dict["epoch"]
 
     def val_dataloader(self) -> list[DataLoader]:
         """Validation captions sorted by length (no padding to speak of), and validation images."""

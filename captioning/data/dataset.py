@@ -153,6 +153,11 @@ class LengthBuckets(Sampler[list[int]]):
         self.lengths, self.batch_size, self.seed, self.pool = list(lengths), batch_size, seed, pool
         self.epoch = 0
 
+    @property
+    def sampler(self) -> "LengthBuckets":
+        """Itself: Lightning sets the epoch of a batch sampler's `sampler` only."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the shuffle; Lightning calls this at the start of each epoch."""
         self.epoch = epoch
@@ -161,6 +166,7 @@ class LengthBuckets(Sampler[list[int]]):
         return -(-len(self.lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
+        # Lazy, because Lightning makes the iterator before it sets the epoch.
         generator = random.Random(f"{self.seed} {self.epoch}")
         order = list(range(len(self.lengths)))
         generator.shuffle(order)
@@ -169,4 +175,4 @@ class LengthBuckets(Sampler[list[int]]):
             order[start : start + span] = sorted(order[start : start + span], key=self.lengths.__getitem__)
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         generator.shuffle(batches)
-        return iter(batches)
+        yield from batches
