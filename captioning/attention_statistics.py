@@ -18,42 +18,41 @@ STILL = 0.01
 
 
 class AttentionStatistics(NamedTuple):
-    """Means over the words of captions.
+    """How attention is spread and how it moves; pictures of one region, which leave no choice, don't count.
 
-    entropy: as a share of the greatest possible, 0 for one region and 1 for all regions alike.
-    change: total variation distance between a word's map and the next word's, 0 to 1; NaN if no caption has
-        two words.
-    words: how many maps there were.
+    entropy: mean over maps, as a share of the greatest possible: 0 for one region, 1 for all alike.
+    change: mean over pairs of successive maps of their total variation distance, 0 to 1.
+    maps: how many maps there were; `entropy` is NaN without any.
+    pairs: how many pairs there were; `change` is NaN without any.
     """
 
     entropy: float
     change: float
-    words: int
+    maps: int
+    pairs: int
 
 
 def attention_statistics(attention: Tensor, mask: Tensor | None = None) -> AttentionStatistics:
     """Measure maps (B, T, R), zero after a caption's end, over real regions (B, R)."""
     maps = attention.float()
-    spoken = maps.sum(-1) > 0  # (B, T)
     regions = maps.new_full((len(maps), 1), maps.shape[-1]) if mask is None else mask.sum(1, keepdim=True)
-    share = torch.special.entr(maps).sum(-1) / regions.float().log().clamp(min=1e-6)  # (B, T)
-    single = (regions == 1).expand_as(spoken)  # one region: there is nothing to choose
-    distance = (maps[:, 1:] - maps[:, :-1]).abs().sum(-1) / 2
-    followed = spoken[:, 1:] & ~single[:, 1:]
-    entropy, change = share[spoken & ~single], distance[followed]
+    counted = (maps.sum(-1) > 0) & (regions > 1)  # (B, T)
+    shares = torch.special.entr(maps).sum(-1) / regions.float().log().clamp(min=1e-6)
+    distances = (maps[:, 1:] - maps[:, :-1]).abs().sum(-1) / 2
+    shares, distances = shares[counted], distances[counted[:, 1:]]
     return AttentionStatistics(
-        float(entropy.mean()) if len(entropy) else 0.0,
-        float(change.mean()) if len(change) else math.nan,
-        int(spoken.sum()),
-    )
+        float(shares.mean()), float(distances.mean()), len(shares), len(distances)
+    )  # the mean of nothing is NaN
 
 
 def pool(parts: Sequence[AttentionStatistics]) -> AttentionStatistics:
-    """Put the statistics of several batches together."""
-    words = sum(part.words for part in parts)
-    entropy = sum(part.entropy * part.words for part in parts) / max(words, 1)
-    change = sum(part.change * part.words for part in parts) / max(words, 1)
-    return AttentionStatistics(entropy, change, words)
+    """Put the statistics of several batches together, each by its own count."""
+    maps, pairs = sum(part.maps for part in parts), sum(part.pairs for part in parts)
+    entropy = sum(part.entropy * part.maps for part in parts if part.maps)
+    change = sum(part.change * part.pairs for part in parts if part.pairs)
+    return AttentionStatistics(
+        entropy / maps if maps else math.nan, change / pairs if pairs else math.nan, maps, pairs
+    )
 
 
 def collapse(statistics: AttentionStatistics) -> str | None:

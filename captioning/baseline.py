@@ -11,9 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from captioning import results
+from captioning.assembly import build_data
 from captioning.data import CaptionDataModule
 from captioning.entry import command
-from captioning.train import build_data
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def global_features(datamodule: CaptionDataModule, split: str) -> np.ndarray:
 @command("baseline")
 def main(config: DictConfig) -> None:
     """Run the command."""
-    datamodule = build_data(config)
+    datamodule = build_data(config, splits=("train", config.split))
     known, wanted = (global_features(datamodule, split) for split in ("train", config.split))
     captions = instantiate(config.retrieval)(datamodule.split("train"), known, wanted)
     image_ids = [record.image_id for record in datamodule.split(config.split)]

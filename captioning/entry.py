@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -44,6 +46,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 told = error if isinstance(error, InputError) else error.__cause__
                 if not isinstance(told, InputError):
                     raise
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    raise told from None  # the other runs of the sweep go on
                 print(f"error: {told}", file=sys.stderr)
                 raise SystemExit(2) from None
             except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from captioning.attention_statistics import AttentionStatistics, attention_statistics, collapse, pool
 from captioning.data.dataset import Batch
 from captioning.decoding import Decoded
+from captioning.errors import InputError
 from captioning.metrics import score_all
 from captioning.models.base import CaptionModel
 from captioning.objectives import CrossEntropy
@@ -142,8 +143,8 @@ class CaptioningModule(LightningModule):
         if told and not self._warned:
             self._warned = True
             log.warning(
-                "attention has collapsed: %s. Look at the pictures, and try another optimizer.lr, other "
-                "features=, or objective=doubly_stochastic",
+                "attention has collapsed: %s. Captions then come from the mean region; look at the pictures, "
+                "and try another optimizer.lr or other features=",
                 told,
             )
 
@@ -183,6 +184,11 @@ class CaptioningModule(LightningModule):
         if gradient_clip_val and not scaled and gradient_clip_algorithm in (None, "norm"):
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
             return
+        if scaled and getattr(optimizer, "defaults", {}).get("fused"):
+            raise InputError(
+                "trainer.precision=16-mixed can't clip the gradients of a fused optimizer; set "
+                "optimizer.fused=false, or trainer.precision=bf16-mixed"
+            )
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -191,13 +197,18 @@ class CaptioningModule(LightningModule):
         checkpoint["captioning"] = {
             **self.description,
             "random_state": torch.get_rng_state(),
+            "cuda_random_state": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "objective_state": state,
             "history": list(self.history),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the random state where training stopped, so that dropout draws what it would have drawn."""
-        torch.set_rng_state(checkpoint["captioning"]["random_state"].cpu())
+        said = checkpoint["captioning"]
+        if self.global_rank == 0:  # other processes would draw what the first one draws
+            torch.set_rng_state(said["random_state"].cpu())
+            if len(said.get("cuda_random_state", [])) == torch.cuda.device_count() > 0:
+                torch.cuda.set_rng_state_all([state.cpu() for state in said["cuda_random_state"]])
         self.history = list(checkpoint["captioning"].get("history", []))
         if hasattr(self.objective, "restore"):
             self.objective.restore(checkpoint["captioning"]["objective_state"])

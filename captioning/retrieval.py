@@ -14,6 +14,8 @@ from captioning.errors import InputError
 from captioning.metrics import CiderD, DocumentFrequencies
 from captioning.vocabulary import tokenize
 
+BLOCK = 256  # pictures whose similarities are held at once
+
 
 def most_frequent(training: Sequence[Annotated], known: np.ndarray, wanted: np.ndarray) -> list[str]:
     """Say of every picture what is said most often, ties by the alphabet.
@@ -45,10 +47,17 @@ def nearest_neighbour(
         InputError: no neighbour, or more than there are training pictures.
     """
     if not 1 <= neighbours <= len(training):
-        raise InputError(f"neighbours is {neighbours}; it must be 1 to {len(training)}, the training images")
-    similarity = _unit(wanted) @ _unit(known).T  # (pictures, training pictures)
-    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :neighbours]
-    return [_agreed([text for row in rows for text in training[row].captions]) for rows in nearest]
+        raise InputError(
+            f"retrieval.neighbours is {neighbours}; it must be 1 to {len(training)}, the number of "
+            "training images"
+        )
+    known, captions = _unit(known), []
+    for start in range(0, len(wanted), BLOCK):
+        similarity = _unit(wanted[start : start + BLOCK]) @ known.T  # (pictures, training pictures)
+        for row in similarity:
+            nearest = np.argsort(-row, kind="stable")[:neighbours]
+            captions.append(_agreed([text for place in nearest for text in training[place].captions]))
+    return captions
 
 
 def _agreed(captions: Sequence[str]) -> str:

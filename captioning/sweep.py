@@ -9,6 +9,7 @@ from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +28,10 @@ COLUMNS = {  # of the table: where a run's summary says it, and the decimals
 
 
 class CompareRuns(Callback):
-    """Collects the runs of a sweep, prints them by validation CIDEr-D and writes `comparison.csv`."""
+    """Collects the runs of a sweep, prints them by validation CIDEr-D and writes `comparison.csv`.
+
+    The file grows with every run, so that a run that fails takes nothing with it.
+    """
 
     def __init__(self) -> None:
         self.runs: list[dict[str, Any]] = []
@@ -47,16 +51,26 @@ class CompareRuns(Callback):
                 "failed": job_return.status != JobStatus.COMPLETED,
             }
         )
+        if config.hydra.mode == RunMode.MULTIRUN:
+            self._write(config)
+            if any(run["failed"] for run in self.runs):  # Hydra then ends without telling us
+                Console().print(table_of(self._ranked()))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table and write the file."""
-        if not self.runs:
+        if not any(run["parameters"] for run in self.runs):  # other commands inherit this from training
             return
-        ranked = sorted(self.runs, key=lambda run: run.get("cider_d", -1.0), reverse=True)
-        Console(width=None).print(table_of(ranked))
+        if not any(run["failed"] for run in self.runs):
+            Console().print(table_of(self._ranked()))
+        log.info("the comparison is in %s", self._write(config))
+
+    def _ranked(self) -> list[dict[str, Any]]:
+        return sorted(self.runs, key=lambda run: run.get("cider_d", -1.0), reverse=True)
+
+    def _write(self, config: DictConfig) -> Path:
         path = Path(config.hydra.sweep.dir) / "comparison.csv"
-        write_text(path, csv_of(ranked))
-        log.info("the comparison is in %s", path)
+        write_text(path, csv_of(self._ranked()))
+        return path
 
 
 def table_of(runs: list[dict[str, Any]]) -> Table:

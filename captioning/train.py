@@ -3,17 +3,15 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from captioning import checkpoint
-from captioning.data import CaptionDataModule
+from captioning.assembly import build_data, build_module, load_weights, starting_point
 from captioning.entry import command
-from captioning.errors import InputError
 from captioning.features import extract
 from captioning.module import CaptioningModule
 from captioning.progress import track
@@ -56,37 +54,13 @@ def train(config: DictConfig) -> float | None:
         ckpt_path=checkpoint.locate(config.resume) if config.resume else None,
         weights_only=True,
     )
-    summarise(config, module, count)
+    if trainer.is_global_zero:
+        summarise(config, module, count)
     best = trainer.checkpoint_callback
     if best is None or best.best_model_score is None:
         return None
     log.info("best %s %.3f: %s", best.monitor, best.best_model_score, best.best_model_path)
     return float(best.best_model_score)
-
-
-def starting_point(config: DictConfig) -> dict[str, Any] | None:
-    """Read the checkpoint to go on from: a run's last epoch to resume, its best one to start from."""
-    if config.resume:
-        return checkpoint.read(config.resume)
-    if config.start_from:
-        return checkpoint.read(checkpoint.locate(config.start_from, ("best.ckpt", "last.ckpt")))
-    return None
-
-
-def load_weights(module: CaptioningModule, start: dict[str, Any], path: str) -> None:
-    """Take up another run's weights.
-
-    Raises:
-        InputError: they are another model's.
-    """
-    try:
-        module.load_state_dict(start["state_dict"])
-    except RuntimeError as error:
-        said = start["captioning"]["model"]["_target_"]
-        raise InputError(
-            f"start_from={path} holds a {said} whose weights do not fit the model of this run; give the "
-            f"model= and its sizes that it was trained with: {str(error)[:300]}"
-        ) from error
 
 
 def summarise(config: DictConfig, module: CaptioningModule, parameters: int) -> None:
@@ -104,27 +78,6 @@ def prepare(config: DictConfig) -> None:
         extractor = instantiate(config.features.extractor)
         report = extract(extractor, images, config.features.path, progress=track, **config.features.run)
         log.info("extracted %d images in %.0f s to %s", report.done_now, report.seconds, config.features.path)
-
-
-def build_data(config: DictConfig, words: list[str] | None = None) -> CaptionDataModule:
-    """Build and set up the datamodule; it refuses features of another kind than the config's."""
-    provenance = OmegaConf.to_container(config.features.provenance, resolve=True)
-    datamodule: CaptionDataModule = instantiate(config.data, provenance=provenance, words=words)
-    datamodule.setup()
-    return datamodule
-
-
-def build_module(config: DictConfig, datamodule: CaptionDataModule) -> CaptioningModule:
-    """Build model, objective and module; the model gets as many words as the vocabulary really has."""
-    assert datamodule.vocabulary is not None
-    config.model.vocabulary_size = len(datamodule.vocabulary)
-    given = (config.model.get("encoder") or {}).get("feature_dim", config.model.get("feature_dim"))
-    if given not in (None, config.features.dim):
-        raise InputError(f"model.feature_dim is {given} but the features have {config.features.dim}")
-    names = ("model", "objective", "optimizer", "scheduler", "decoding")
-    parts: dict[str, Any] = {name: instantiate(config[name]) or None for name in names}  # scheduler=none: {}
-    description = checkpoint.describe(config, datamodule.vocabulary.words, datamodule.cache.provenance)
-    return CaptioningModule(vocabulary=datamodule.vocabulary, description=description, **parts)
 
 
 @command("train")

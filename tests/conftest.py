@@ -139,7 +139,7 @@ def toy_overrides(toy_root: Path) -> list[str]:
 
 @pytest.fixture
 def toy_data(toy_root: Path, toy_overrides: list[str]) -> CaptionDataModule:
-    from captioning.train import build_data
+    from captioning.assembly import build_data
 
     return build_data(compose_config("train", *toy_overrides, "output_dir=none"))
 

@@ -1,6 +1,6 @@
 """The seed post's flaws, each by itself."""
 
-from functools import partial
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test_shifted_targets_begin_with_start_and_lose_the_end_of_the_longest() -> N
     assert seen[0].tolist() == [[START, START, 4, 5, 6], [START, START, 7, END, PAD]]
 
 
-def test_shifted_targets_leave_gradients_finite_and_differ_from_right_ones(ragged: Batch) -> None:
+def test_shifted_targets_have_a_target_more_a_caption(ragged: Batch) -> None:
     model = build("gru_attention")
     shifted = ShiftedTargets(max_words=20, cross_entropy=CrossEntropy())(model, ragged)
     assert shifted["tokens"] == CrossEntropy()(model, ragged)["tokens"] + len(ragged.tokens)
@@ -93,7 +93,23 @@ def test_a_start_that_is_said_is_heard_but_not_written() -> None:
 
 
 @pytest.mark.parametrize("draw", [most_likely, exp_multinomial])
-def test_it_stops_when_all_captions_ended(draw: object) -> None:
-    model = Fixed([0.001, 0.001, 0.996, 0.001, 0.001])
-    decoded = partial(as_posted, draw=most_likely)(model, torch.zeros(3, 1, 1), max_words=9)
+def test_it_stops_when_all_captions_ended(draw: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    class Sure(Fixed):
+        def head(self, hidden: torch.Tensor) -> torch.Tensor:
+            return super().head(hidden) + 9.0  # as_posted is greedy where a logit is large
+
+    sure = Sure([0.001, 0.001, 0.996, 0.001, 0.001])
+    decoded = as_posted(sure, torch.zeros(3, 1, 1), max_words=9, draw=draw)
     assert decoded.tokens.tolist() == [[END]] * 3
+
+
+def test_noise_never_draws_padding_and_log_probabilities_stay_finite() -> None:
+    model = build("gru_attention")
+    features = batch_of([[4]] * 60).features
+    decoded = as_posted(model, features, None, max_words=8, draw=exp_multinomial)
+    assert decoded.log_probs.isfinite().all()
+    for row in decoded.tokens.tolist():
+        assert PAD not in row[: row.index(END) if END in row else len([w for w in row if w != PAD])]
+    logits = torch.zeros(4000, 11)
+    logits[:, PAD] = -torch.inf
+    assert not (exp_multinomial(logits) == PAD).any()

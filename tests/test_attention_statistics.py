@@ -25,29 +25,36 @@ def test_even_attention_has_the_greatest_entropy_and_one_region_none() -> None:
 
 def test_change_is_the_share_of_attention_that_moves() -> None:
     moved = attention_statistics(maps([[0.5, 0.5, 0.0], [0.5, 0.0, 0.5], [1.0, 0.0, 0.0]]))
-    assert moved.change == pytest.approx(0.5) and moved.words == 3
+    assert moved.change == pytest.approx(0.5) and (moved.maps, moved.pairs) == (3, 2)
 
 
 def test_words_after_the_end_and_padded_regions_do_not_count() -> None:
     padded = maps([[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.0, 0.0, 0.0]])
     statistics = attention_statistics(padded, torch.tensor([[True, True, False]]))
-    assert statistics == (pytest.approx(1.0), pytest.approx(0.0), 2)
+    assert statistics == (pytest.approx(1.0), pytest.approx(0.0), 2, 1)
 
 
 def test_pictures_of_one_region_say_nothing() -> None:
     only = attention_statistics(maps([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[True, False]]))
-    assert only.entropy == 0.0 and math.isnan(only.change) and collapse(only) is None
+    assert (only.maps, only.pairs) == (0, 0) and collapse(only) is None
 
 
-def test_batches_are_pooled_by_their_words() -> None:
-    parts = [AttentionStatistics(1.0, 0.5, 1), AttentionStatistics(0.0, 0.1, 3)]
-    assert pool(parts) == (pytest.approx(0.25), pytest.approx(0.2), 4)
+def test_batches_are_pooled_by_what_they_count() -> None:
+    parts = [AttentionStatistics(1.0, 0.5, 1, 3), AttentionStatistics(0.0, 0.1, 3, 1)]
+    assert pool(parts) == (pytest.approx(0.25), pytest.approx(0.4), 4, 4)
+
+
+def test_a_batch_that_says_nothing_hides_no_collapse() -> None:
+    nothing = AttentionStatistics(math.nan, math.nan, 0, 0)
+    assert "evenly" in str(collapse(pool([AttentionStatistics(1.0, 0.2, 6, 4), nothing])))
+    assert "same map" in str(collapse(pool([nothing, AttentionStatistics(0.5, 0.0, 6, 4)])))
+    assert collapse(pool([nothing])) is None
 
 
 def test_both_kinds_of_collapse_are_told_and_health_is_not() -> None:
-    assert "evenly over all regions (entropy 0.999" in str(collapse(AttentionStatistics(0.999, 0.1, 9)))
-    assert "same map for every word" in str(collapse(AttentionStatistics(0.5, 0.001, 9)))
-    assert collapse(AttentionStatistics(0.8, 0.2, 9)) is None
+    assert "evenly over all regions (entropy 0.999" in str(collapse(AttentionStatistics(0.999, 0.1, 9, 8)))
+    assert "same map for every word" in str(collapse(AttentionStatistics(0.5, 0.001, 9, 8)))
+    assert collapse(AttentionStatistics(0.8, 0.2, 9, 8)) is None
 
 
 def test_training_warns_of_a_fabricated_collapse(
@@ -64,11 +71,7 @@ def test_training_warns_of_a_fabricated_collapse(
     with caplog.at_level(logging.WARNING):
         train(compose_config("train", *toy_overrides, "trainer.max_epochs=2", f"output_dir={tmp_path}"))
     warnings = [r.message for r in caplog.records if "attention has collapsed" in r.message]
-    assert (
-        len(warnings) == 1
-        and "spreads evenly" in warnings[0]
-        and "objective=doubly_stochastic" in warnings[0]
-    )
+    assert len(warnings) == 1 and "spreads evenly" in warnings[0] and "optimizer.lr" in warnings[0]
 
 
 def test_training_does_not_warn_without_one(

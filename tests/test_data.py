@@ -99,7 +99,7 @@ def test_features_of_other_images_are_refused(toy_data: CaptionDataModule, tmp_p
 
 
 def test_features_of_another_kind_are_refused(toy_overrides: list[str]) -> None:
-    from captioning.train import build_data
+    from captioning.assembly import build_data
 
     with pytest.raises(InputError, match="node = 'maxpool2' but this run expects node = 'Mixed_5d'"):
         build_data(
@@ -112,7 +112,7 @@ def test_features_of_another_kind_are_refused(toy_overrides: list[str]) -> None:
 
 
 def test_train_on_has_two_choices(toy_overrides: list[str]) -> None:
-    from captioning.train import build_data
+    from captioning.assembly import build_data
 
     with pytest.raises(InstantiationException, match="it is captions or images"):
         build_data(compose_config("train", *toy_overrides, "output_dir=none", "data.train_on=words"))

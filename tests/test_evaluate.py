@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 from captioning import evaluate
+from captioning.assembly import build_module
 from captioning.comparison import Example, choose, csv_text, names_of, page, pair, score_table, thumbnail
 from captioning.data import CaptionDataModule
 from captioning.errors import InputError
 from captioning.metrics import MetricUnavailable, score_all
 from captioning.results import Evaluation, as_json, compare, plain, read_results, write_text
 from captioning.results import evaluate as score
-from captioning.train import build_module
 from tests.conftest import compose_config
 from tests.test_commands import call
 
@@ -355,7 +355,7 @@ class TestPage:
 @pytest.fixture(scope="module")
 def checkpoint(toy_root: Path, toy_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of an untrained model on the toy data."""
-    from captioning.train import build_data
+    from captioning.assembly import build_data
 
     config = compose_config(
         "train", *toy_overrides, "output_dir=none", "data.reader.root=" + str(toy_root / "toy")

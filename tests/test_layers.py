@@ -46,12 +46,13 @@ LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import
     "results": ("errors", "vocabulary", "metrics"),
     "comparison": ("vocabulary", "metrics", "results"),
     "sweep": ("results",),
+    "assembly": ("errors", "checkpoint", "data", "module", "entry"),
     "training": ("errors", "module", "data", "visualise"),
 }
 BORDERS = {  # third-party package: where it may be imported
     "lightning": ("module", "training", "data.datamodule", *ENTRY),
-    "hydra": ("checkpoint", "sweep", *ENTRY),
-    "omegaconf": ("checkpoint", "sweep", *ENTRY),
+    "hydra": ("checkpoint", "sweep", "assembly", *ENTRY),
+    "omegaconf": ("checkpoint", "sweep", "assembly", *ENTRY),
     "h5py": ("features",),
     "torchvision": ("features",),
     "matplotlib": ("visualise",),

@@ -1,6 +1,7 @@
 """Training as a whole on the small toy set: exact resuming, checkpoints that say what they hold, logs."""
 
 import csv
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig
 
 from captioning import checkpoint
-from captioning.data import Batch, CaptionDataModule
+from captioning.assembly import build_data, build_module
+from captioning.data import Batch, CaptionDataModule, LengthBuckets
 from captioning.errors import InputError
-from captioning.train import build_data, build_module, train
+from captioning.train import train
 from captioning.training import SafeCheckpointIO, trace_shapes
 from tests.conftest import compose_config
+from tests.test_commands import call
 
 
 def run(overrides: list[str], folder: Path, *more: str) -> DictConfig:
@@ -238,3 +241,31 @@ def test_gradients_are_clipped_to_the_norm(toy_overrides: list[str], tmp_path: P
     )
     trainer.fit(module, datamodule=datamodule)
     assert norms and max(norms) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_any_decoding_option_captions_while_it_trains(toy_overrides: list[str], tmp_path: Path) -> None:
+    """Rules of beam search are given as words and must be turned into ids here too."""
+    assert (
+        train(compose_config("train", *toy_overrides, "decoding=beam", f"output_dir={tmp_path}")) is not None
+    )
+
+
+def test_features_of_another_size_are_told(toy_overrides: list[str]) -> None:
+    config = compose_config("train", *toy_overrides, "output_dir=none", "model.feature_dim=7")
+    with pytest.raises(InputError, match="reads regions of 7 numbers but features.dim is 192"):
+        build_module(config, build_data(config))
+
+
+def test_two_processes_share_the_batches_and_agree(toy_overrides: list[str], tmp_path: Path) -> None:
+    options = ["trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "hydra.run.dir=run"]
+    done = call("train", *toy_overrides, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert len(summary["epochs"]) == 1 and summary["best"]["cider_d"] >= 0
+
+
+def test_processes_take_different_batches_and_equally_many() -> None:
+    ranks = [LengthBuckets([3] * 103, 10, seed=0, rank=rank, processes=2) for rank in (0, 1)]
+    taken = [[index for batch in sampler for index in batch] for sampler in ranks]
+    assert len(list(ranks[0])) == len(list(ranks[1])) == len(ranks[0]) == 5
+    assert not set(taken[0]) & set(taken[1])

@@ -105,7 +105,12 @@ def test_orders_by_hand() -> None:
         said["confidence"] == [2, 0, 1] and said["area"] == [1, 2, 0] and said["left_to_right"] == [2, 1, 0]
     )
     assert sorted(said["random"]) == [0, 1, 2] and said["random"] == ORDERS["random"](boxes, scores).tolist()
-    assert ORDERS["random"](boxes.repeat(9, 1), scores.repeat(9)).tolist() != list(range(27))
+    other = boxes.clone()
+    other[0, 0] = 0.4
+    many, others = (part.repeat(9, 1) for part in (boxes, other))
+    assert not torch.equal(
+        ORDERS["random"](many, scores.repeat(9)), ORDERS["random"](others, scores.repeat(9))
+    )
 
 
 class TestRegionDetector:

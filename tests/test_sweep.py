@@ -30,6 +30,18 @@ def test_a_multirun_prints_and_writes_a_comparison(toy_overrides: list[str], tmp
         assert summary["parameters"] == int(run["parameters"])
 
 
+def test_a_run_that_fails_leaves_the_others_and_the_comparison(
+    toy_overrides: list[str], tmp_path: Path
+) -> None:
+    done = call(
+        "train", "-m", *toy_overrides, "data.train_on=captions,sentences,captions", "hydra.sweep.dir=sweep", cwd=tmp_path
+    )  # fmt: skip
+    assert done.returncode != 0 and "data.train_on is 'sentences'" in done.stdout + done.stderr
+    runs = list(csv.DictReader((tmp_path / "sweep" / "comparison.csv").open()))
+    assert [run["failed"] for run in runs] == ["False", "False", "True"]
+    assert "failed" in done.stdout and "Validation, best epoch" in done.stdout
+
+
 def test_failed_runs_stay_in_the_table() -> None:
     runs = [
         {

@@ -123,7 +123,15 @@ class CaptionDataModule(LightningDataModule):
         """Shuffled batches in buckets of like length; the same epoch always gives the same batches."""
         data = self.captions("train") if self.train_on == "captions" else self.images("train")
         lengths = data.lengths if isinstance(data, CaptionDataset) else [0] * len(data)
-        sampler = LengthBuckets(lengths, self.batch_size, seed=self.seed, pool=self.bucket_pool)
+        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = LengthBuckets(
+            lengths,
+            self.batch_size,
+            seed=self.seed,
+            pool=self.bucket_pool,
+            rank=rank,
+            processes=processes,
+        )
         sampler.set_epoch(self._epoch)  # workers fetch before Lightning sets a resumed run's epoch
         return self._loader(data, batch_sampler=sampler)
 

@@ -147,10 +147,22 @@ class LengthBuckets(Sampler[list[int]]):
         batch_size: items a batch; the last one may be smaller.
         seed: of the shuffling; combined with the epoch that Lightning sets.
         pool: batches that are sorted together.
+        rank: of this process among those that train together; each takes its share of the batches.
+        processes: how many train together.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int, pool: int = 50) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        *,
+        seed: int,
+        pool: int = 50,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
         self.lengths, self.batch_size, self.seed, self.pool = list(lengths), batch_size, seed, pool
+        self.rank, self.processes = rank, processes
         self.epoch = 0
 
     @property
@@ -163,7 +175,7 @@ class LengthBuckets(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
+        return -(-len(self.lengths) // self.batch_size) // self.processes
 
     def __iter__(self) -> Iterator[list[int]]:
         # Lazy, because Lightning makes the iterator before it sets the epoch.
@@ -175,4 +187,4 @@ class LengthBuckets(Sampler[list[int]]):
             order[start : start + span] = sorted(order[start : start + span], key=self.lengths.__getitem__)
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         generator.shuffle(batches)
-        yield from batches
+        yield from batches[self.rank :: self.processes][: len(self)]  # as many for every process

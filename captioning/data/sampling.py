@@ -38,7 +38,7 @@ def sample_captions(
         InputError: fewer captions than `number`, or another unit.
     """
     if by not in ("image", "caption"):
-        raise InputError(f"split_by is {by!r}; it is image or caption")
+        raise InputError(f"data.reader.by is {by!r}; it is image or caption")
     records = reader()
     captions = [(record, position) for record in records for position in range(len(record.captions))]
     if number > len(captions):

@@ -24,7 +24,7 @@ class TopicModel:
         seed: of the fit.
 
     Raises:
-        InputError: scikit-learn is not installed.
+        InputError: scikit-learn is not installed, or no word is left.
     """
 
     def __init__(
@@ -49,6 +49,11 @@ class TopicModel:
         self._counts = CountVectorizer(
             vocabulary=kept, tokenizer=tokenize, token_pattern=None, lowercase=False
         )
+        if not kept:
+            raise InputError(
+                f"none of the {len(words)} words is left for topics; needed is a larger "
+                "vocabulary or objective.stop_words=false"
+            )
         self._topics = LatentDirichletAllocation(num_topics, max_iter=passes, random_state=seed)
         self._topics.fit(self._count(documents))
 

@@ -17,7 +17,8 @@ from captioning.vocabulary import END, PAD, START
 
 def exp_multinomial(logits: Tensor) -> Tensor:
     """Draw from softmax(exp(logits)): (B, V) -> (B,). Greedy where a logit is large, near uniform else."""
-    return torch.multinomial(logits.double().clamp(max=700.0).exp().softmax(-1), 1).squeeze(-1)
+    sharpened = logits.double().clamp(max=700.0).exp().masked_fill(logits.isneginf(), -torch.inf)
+    return torch.multinomial(sharpened.softmax(-1), 1).squeeze(-1)
 
 
 def most_likely(logits: Tensor) -> Tensor:

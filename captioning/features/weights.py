@@ -57,11 +57,14 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise InputError(f"there is no weights file {path}; set features.extractor.weights to a state dict")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is no state dict
         raise InputError(
             f"{path} is no state dict that torch.load can read ({type(error).__name__})"
         ) from error
+    if not isinstance(state, Mapping):
+        raise InputError(f"{path} holds a {type(state).__name__}, not a state dict")
+    return state
 
 
 def load_state(

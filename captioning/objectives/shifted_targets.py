@@ -18,12 +18,13 @@ class ShiftedTargets:
     """Cross-entropy of captions with one START too many, cut at the padded width.
 
     Args:
-        max_words: of a caption; the padded width is that and START and END.
+        max_words: of a caption; the padded width is that and START and END. None cuts nothing.
         cross_entropy: what is computed on them.
     """
 
-    def __init__(self, *, max_words: int, cross_entropy: CrossEntropy) -> None:
-        self.width, self.cross_entropy = max_words + 2, cross_entropy
+    def __init__(self, *, max_words: int | None, cross_entropy: CrossEntropy) -> None:
+        self.width = None if max_words is None else max_words + 2
+        self.cross_entropy = cross_entropy
 
     def __call__(self, model: CaptionModel, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss."""

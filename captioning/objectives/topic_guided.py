@@ -8,6 +8,7 @@ word. Both are targets of heads that see the image alone; nothing here is called
 training captions come in (`prepare`), so that no reference caption can reach a prediction.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from captioning.errors import InputError
 from captioning.models.base import CaptionModel
 from captioning.objectives.doubly_stochastic import DoublyStochastic
 from captioning.vocabulary import tokenize
+
+log = logging.getLogger(__name__)
 
 
 class TopicGuidedObjective:
@@ -91,6 +94,7 @@ class TopicGuidedObjective:
     def _learn(self, topics: int, attribute_ids: range) -> None:
         """Fit the topics, and note which attribute words each training image's captions have."""
         documents = list(self._references.values())
+        log.info("fitting %d topics to the captions of %d training images", topics, len(documents))
         fitted = TopicModel(
             documents,
             self._words,
