@@ -101,8 +101,7 @@ class Predictor:
 
         Raises:
             InputError: no such checkpoint, members of different words or features, or backbone weights that
-            are
-                missing or have changed.
+                are missing or have changed.
         """
         first = load_members(path)
         config = dict(first.description["features"]["extractor"])

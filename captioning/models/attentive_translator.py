@@ -1,8 +1,9 @@
 """Multimodal Attentive Translator (Liu et al., IJCAI 2017): the image as a source sentence of objects.
 
-    h_k, c_k = LSTM_en(W x_k, h_{k-1}, c_{k-1})             k over the regions in their order, the global
-    feature last e_k = v . tanh(W_1 h_k + W_2 d_{t-1}),  C_t = sum_k softmax(e)_k h_k d_t = LSTM_de([E
-    y_{t-1}; C_t], d_{t-1}),  d_0 = the encoder's last state p(y_t) = softmax(W [d_t; C_t])
+    h_k, c_k = LSTM_en(W x_k, h_{k-1}, c_{k-1})     k over the regions in their order, the global feature last
+    e_k = v . tanh(W_1 h_k + W_2 d_{t-1}),  C_t = sum_k softmax(e)_k h_k
+    d_t = LSTM_de([E y_{t-1}; C_t], d_{t-1}),  d_0 = the encoder's last state
+    p(y_t) = softmax(W [d_t; C_t])
 
 The global feature is the mean region. Its attention weight is shown spread evenly over the regions it is the
 mean of. Whether the context enters the decoder's LSTM, its output or both is not settled by what could be

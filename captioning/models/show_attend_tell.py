@@ -1,10 +1,10 @@
 """Show, Attend and Tell (Xu, Ba, Kiros et al., ICML 2015), soft or hard by the attention handed in.
 
     m = dropout(ReLU(W mean_i a_i + b)),  h_0 = tanh(W_h m + b_h),  c_0 = tanh(W_c m + b_c)
-    beta_t = sigma(w h_{t-1} + b)                           a scalar gate, as in the paper and the authors'
-    code z_t = beta_t * phi(a, alpha_t)                          soft: the mean under alpha; hard: one region
-    h_t, c_t = LSTM([E y_{t-1}; z_t], h_{t-1}, c_{t-1}) p(y_t) = softmax(W_o dropout(tanh(W_h' dropout(h_t) +
-    E y_{t-1} + W_z z_t)))
+    beta_t = sigma(w h_{t-1} + b)                a scalar gate, as in the paper and the authors' code
+    z_t = beta_t * phi(a, alpha_t)               soft: the mean under alpha; hard: one region
+    h_t, c_t = LSTM([E y_{t-1}; z_t], h_{t-1}, c_{t-1})
+    p(y_t) = softmax(W_o dropout(tanh(W_h' dropout(h_t) + E y_{t-1} + W_z z_t)))
 
 The paper's formula of the deep output has no tanh; the authors' code does, and so does this.
 """

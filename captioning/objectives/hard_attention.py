@@ -2,8 +2,7 @@
 
 For a caption b with locations s drawn by the model, the bound's gradient has a second term for the attention:
 
-    loss = mean_b [ n_b + lambda_r * (n_b - baseline)' * sum_t log alpha_t(s_t) - lambda_e * sum_t H(alpha_t)
-    ]
+    loss = mean_b [ n_b + lambda_r (n_b - baseline)' sum_t log alpha_t(s_t) - lambda_e sum_t H(alpha_t) ]
 
 n_b is the caption's negative log-likelihood, the prime a stopped gradient, the baseline a moving average of
 n. A location after which the words were unlikely (n_b above the baseline) loses probability. `reward: word`

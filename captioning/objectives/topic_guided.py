@@ -3,9 +3,10 @@
     loss = mean over captions of sum_t NLL_t + lambda_c * coverage
            + lambda_T * KL(theta || softmax(topic logits)) + lambda_A * sum of the attributes' cross-entropies
 
-theta are the LDA topics of the image's training captions, an attribute is present where one of them has the
-word. Both are targets of heads that see the image alone; nothing here is called in evaluation, and only
-training captions come in (`prepare`), so that no reference caption can reach a prediction.
+theta are the LDA topics of the image's training captions; an attribute is present where one of them has the
+word (the authors' code looks at the first caption only, and its coverage target is 16/196). Both are targets
+of heads that see the image alone; nothing here is called in evaluation, and only training captions come in
+(`prepare`), so that no reference caption can reach a prediction.
 """
 
 import logging
