@@ -10,9 +10,9 @@
 
 The w_k are the attribute words that the image most probably has, q_k their predicted probabilities; the term
 log q_k is ours, so that the caption's likelihood trains the prediction too. Topics and attributes come from
-the image alone: `objectives/topic_guided.py` teaches the heads, from training captions. (The authors' released
-code takes both from the reference captions even at test, and its semantic softmax runs over one column.) With
-a linear score the topic would cancel in the softmax; the ReLU makes it act.
+the image alone: `objectives/topic_guided.py` teaches the heads, from training captions. (The authors'
+released code takes both from the reference captions even at test, and its semantic softmax runs over one
+column.) With a linear score the topic would cancel in the softmax; the ReLU makes it act.
 
 Other departures from that code: features are not batch-normalised, the topic head is two layers on the mean
 region, weights begin as PyTorch's do with word vectors N(0, 0.01), and dropout also falls on the LSTM's word
