@@ -27,6 +27,7 @@ from captioning.features import (
 )
 from captioning.features import writer as writer_module
 from captioning.features.cache import Row
+from captioning.features.weights import read_state
 
 SHAPE, MADE = (2, 3), {"node": "x"}
 
@@ -391,3 +392,9 @@ extract(backbone, images, {str(tmp_path / "killed.h5")!r}, batch_size=4, num_wor
         report = extract(backbone, images, tmp_path / "killed.h5", batch_size=4, num_workers=0)
         assert 0 < report.done_before < 40
         assert (tmp_path / "killed.h5").read_bytes() == (tmp_path / "unbroken.h5").read_bytes()
+
+
+def test_a_file_that_holds_a_tensor_is_no_state_dict(tmp_path: Path) -> None:
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(InputError, match="tensor.pth holds a Tensor, not a state dict"):
+        read_state(tmp_path / "tensor.pth")

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -269,3 +270,12 @@ def test_processes_take_different_batches_and_equally_many() -> None:
     taken = [[index for batch in sampler for index in batch] for sampler in ranks]
     assert len(list(ranks[0])) == len(list(ranks[1])) == len(ranks[0]) == 5
     assert not set(taken[0]) & set(taken[1])
+
+
+def test_float16_can_not_clip_a_fused_optimizer_and_says_so(toy_overrides: list[str]) -> None:
+    config = compose_config("train", *toy_overrides, "output_dir=none")
+    module = build_module(config, build_data(config))
+    module._trainer = SimpleNamespace(precision_plugin=SimpleNamespace(scaler=object()))  # no GPU in tests
+    fused = torch.optim.Adam(module.parameters(), fused=True)
+    with pytest.raises(InputError, match="set optimizer.fused=false"):
+        module.configure_gradient_clipping(fused, 5.0, None)
