@@ -9,25 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
-from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from captioning.errors import InputError
-from captioning.features.weights import (
-    build_published,
-    digest,
-    is_file_name,
-    load_state,
-    read_state,
-    weights_name,
-)
+from captioning.features.frozen import FrozenNetwork, smooth_pictures
+from captioning.features.weights import build_published, is_file_name, load_state, read_state
 
 
-class Backbone(nn.Module):
+class Backbone(FrozenNetwork):
     """A picture transform and a network cut at a node.
 
     Args:
@@ -58,38 +50,13 @@ class Backbone(nn.Module):
         std: Sequence[float],
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        self.image_size = (int(image_size[0]), int(image_size[1]))
-        self._mean: Tensor
-        self._scale: Tensor
-        self.register_buffer("_mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("_scale", 1 / (torch.tensor(std).view(1, 3, 1, 1) * 255), persistent=False)
-        self.missing_weights: list[str] = []
-        self.provenance: dict[str, Any] = {
-            "architecture": architecture,
-            "node": node,
-            "weights": weights_name(weights),
-            "image_size": list(self.image_size),
-            "mean": list(mean),
-            "std": list(std),
-        }
+        super().__init__(architecture=architecture, weights=weights, image_size=image_size)
+        self.provenance |= {"node": node, "mean": list(mean), "std": list(std)}
+        self.normalise_by(mean, std)
         self.network = _cut(_build(architecture, weights, seed), architecture, node)
-        if weights == "random":
-            self.provenance["seed"] = seed
-            self._calibrate(seed)
-        elif is_file_name(weights):
-            self.provenance["weights_sha256"] = self._load(Path(weights))
-        self.requires_grad_(False).eval()
-
-    def train(self, mode: bool = True) -> "Backbone":
-        """Stay in evaluation mode: the network is frozen."""
-        return super().train(False)
-
-    def transform(self, image: Image.Image) -> Tensor:
-        """Resize an RGB picture: (3, H, W) bytes."""
-        height, width = self.image_size
-        resized = image.resize((width, height), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+        if is_file_name(weights):
+            self._load(Path(weights))
+        self.freeze(weights, seed, smooth_pictures([9] * 16, self.image_size, seed))
 
     def forward(self, images: Tensor) -> Tensor:
         """See pictures as regions.
@@ -100,8 +67,7 @@ class Backbone(nn.Module):
         Returns:
             (B, R, D) float32; regions run row by row from the top left.
         """
-        pixels = (images.float() - self._mean) * self._scale
-        grid = self.network(pixels.contiguous(memory_format=torch.channels_last))["grid"].float()
+        grid = self.network(self.pixels(images))["grid"].float()
         if grid.dim() == 2:
             return grid[:, None]  # (B, 1, D)
         return grid.flatten(2).transpose(1, 2)  # (B, R, D)
@@ -112,7 +78,7 @@ class Backbone(nn.Module):
         regions, channels = self(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)).shape[1:]
         return regions, channels
 
-    def _load(self, path: Path) -> str:
+    def _load(self, path: Path) -> None:
         state, architecture = read_state(path), self.provenance["architecture"]
         load_state(
             self.network,
@@ -122,7 +88,6 @@ class Backbone(nn.Module):
             remedy="choose an earlier node or other weights",
         )
         self.missing_weights = self._beyond_node(state)
-        return digest(path)
 
     def _beyond_node(self, state: Mapping[str, Tensor]) -> list[str]:
         """List layers that the file lacks and the node does without; it should be said."""
@@ -131,19 +96,6 @@ class Backbone(nn.Module):
         )
         absent = (name for name in whole.state_dict() if name not in state and "num_batches" not in name)
         return sorted({name.rpartition(".")[0] for name in absent})
-
-    @torch.no_grad()
-    def _calibrate(self, seed: int) -> None:
-        """Give every BatchNorm the statistics of smooth random pictures; without them activations explode."""
-        generator = torch.Generator().manual_seed(seed)
-        patches = torch.rand(16, 3, 9, 9, generator=generator) * 255
-        pictures = nn.functional.interpolate(patches, self.image_size, mode="bicubic").clamp(0, 255)
-        norms = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
-        for norm in norms:
-            norm.momentum = None  # the mean over the batches: with one batch, its own statistics
-            norm.reset_running_stats()
-            norm.train()
-        self.forward(pictures.to(torch.uint8))
 
 
 def _build_options(provenance: Mapping[str, Any]) -> dict[str, Any]:

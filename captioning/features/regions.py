@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
-from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
@@ -25,20 +23,14 @@ from torchvision.ops import batched_nms
 
 from captioning.errors import InputError
 from captioning.features.extraction import Seen
+from captioning.features.frozen import FrozenNetwork, smooth_pictures
 from captioning.features.orders import order_of
-from captioning.features.weights import (
-    build_published,
-    digest,
-    is_file_name,
-    load_state,
-    read_state,
-    weights_name,
-)
+from captioning.features.weights import build_published, is_file_name, load_state, read_state
 
 CLASS_BIAS = "roi_heads.box_predictor.cls_score.bias"  # as long as the detector has classes
 
 
-class RegionDetector(nn.Module):
+class RegionDetector(FrozenNetwork):
     """A picture transform and a frozen Faster R-CNN.
 
     Args:
@@ -76,52 +68,22 @@ class RegionDetector(nn.Module):
         order: str = "confidence",
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(architecture=architecture, weights=weights, image_size=image_size)
         if not 1 <= min_regions <= max_regions <= num_proposals:
             raise InputError(
                 f"min_regions {min_regions}, max_regions {max_regions} and num_proposals {num_proposals} "
                 "need 1 <= min_regions <= max_regions <= num_proposals; change features.extractor"
             )
-        self.image_size = (int(image_size[0]), int(image_size[1]))
         self.num_proposals, self._order = num_proposals, order_of(order)
         counts = {"min_regions": min_regions, "max_regions": max_regions}
         thresholds = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
         self.selection: dict[str, Any] = {**counts, **thresholds}
-        self.missing_weights: list[str] = []
-        self.provenance: dict[str, Any] = {
-            "architecture": architecture,
-            "weights": weights_name(weights),
-            "image_size": list(self.image_size),
-            **self.selection,
-            "num_proposals": num_proposals,
-            "order": order,
-        }
+        self.provenance |= {**self.selection, "num_proposals": num_proposals, "order": order}
         self.network = _build(architecture, weights, seed)
         self.network.rpn.score_thresh = 0.0  # the MobileNets' 0.05 leaves some pictures without any proposal
-        self._mean: Tensor
-        self._scale: Tensor
-        mean, std = (
-            torch.tensor(values).view(1, 3, 1, 1) * 255
-            for values in (self.network.transform.image_mean, self.network.transform.image_std)
-        )
-        self.register_buffer("_mean", mean, persistent=False)
-        self.register_buffer("_scale", 1 / std, persistent=False)
-        self.requires_grad_(False).eval()
-        if weights == "random":
-            self.provenance["seed"] = seed
-            self._calibrate(seed)
-        elif is_file_name(weights):
-            self.provenance["weights_sha256"] = digest(Path(weights))
-
-    def train(self, mode: bool = True) -> "RegionDetector":
-        """Stay in evaluation mode: the network is frozen."""
-        return super().train(False)
-
-    def transform(self, image: Image.Image) -> Tensor:
-        """Resize an RGB picture: (3, H, W) bytes."""
-        height, width = self.image_size
-        resized = image.resize((width, height), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+        self.normalise_by(self.network.transform.image_mean, self.network.transform.image_std)
+        # From smooth to fine: most box heads have no norms that would damp what a fine picture stirs up.
+        self.freeze(weights, seed, smooth_pictures((3, 9, 27, 81), self.image_size, seed))
 
     def shape(self) -> tuple[int, int]:
         """Largest number of regions, and numbers that the box head gives of each: (R, D)."""
@@ -134,8 +96,8 @@ class RegionDetector(nn.Module):
             images: (B, 3, H, W) bytes, as `transform` gives them.
         """
         network, exact = self.network, torch.autocast(images.device.type, enabled=False)
-        pixels = (images.float() - self._mean) * self._scale
-        maps = network.backbone(pixels.contiguous(memory_format=torch.channels_last))
+        pixels = self.pixels(images)
+        maps = network.backbone(pixels)
         sizes = [self.image_size] * len(images)
         with exact:  # bfloat16 would round a box's corners to 4 pixels
             maps = {name: level.float() for name, level in maps.items()}
@@ -171,22 +133,6 @@ class RegionDetector(nn.Module):
         features, boxes, scores = map(torch.stack, zip(*parts, strict=True))  # (B, R, D), (B, R, 4), (B, R)
         counts = torch.tensor([len(scores) for _, _, scores in kept], device=features.device)
         return Seen(features, counts, boxes, scores)
-
-    @torch.no_grad()
-    def _calibrate(self, seed: int) -> None:
-        """Give every BatchNorm the statistics of random pictures; without them activations explode."""
-        generator = torch.Generator().manual_seed(seed)
-        # From smooth to fine: most box heads have no norms that would damp what a fine picture stirs up.
-        patches = [torch.rand(1, 3, side, side, generator=generator) * 255 for side in (3, 9, 27, 81)]
-        resized = [nn.functional.interpolate(part, self.image_size, mode="bicubic") for part in patches]
-        pictures = torch.cat(resized).clamp(0, 255)
-        for norm in self.network.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.momentum = None  # the mean over the batches: with one batch, its own statistics
-                norm.reset_running_stats()
-                norm.train()
-        self.forward(pictures.to(torch.uint8))
-        self.eval()
 
 
 def select_regions(
