@@ -1,6 +1,6 @@
 """Size and speed of every family at the sizes of the Flickr8k experiments, against the seed model.
 
-    python -m benchmarks.families [--threads 2] [--repeats 5] [--precision bfloat16]
+    python -m benchmarks.families [--threads 2] [--repeats 5] [--precision bfloat16] [--json FILE]
 
 64 regions of 2048, vocabulary 2,500, batch 64, captions of 9 to 14 ids, random numbers. A step is forward,
 loss, backward and Adam, the loss cross-entropy for all; an image is 12 words greedily and with a beam of 5
@@ -8,9 +8,11 @@ loss, backward and Adam, the loss cross-entropy for all; an image is 12 words gr
 """
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--json", type=Path, help="write the medians there too")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -89,6 +92,7 @@ def main() -> None:
     print(f"{options.precision}, {options.threads} threads, median of {options.repeats}, {WORDS} words")
     headings = f"{'parameters':>12s}{'ms a step':>11s}{'of the seed':>13s}{'ms an image, greedy':>21s}"
     print(f"{'':30s}{headings}{'beam 5':>8s}")
+    rows = {}
     for name, model in models.items():
         count = sum(parameter.numel() for parameter in model.parameters())
         step, one, five = (
@@ -96,6 +100,9 @@ def main() -> None:
         )
         share = step / (1000 * statistics.median(times[FAMILIES[0], "step"]))
         print(f"{name:30s}{count:12,d}{step:11.0f}{share:13.2f}{one / 64:21.2f}{five / 64:8.2f}")
+        rows[name] = {"ms_a_step": step, "ms_an_image_greedy": one / 64, "ms_an_image_beam5": five / 64}
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

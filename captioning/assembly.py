@@ -10,7 +10,11 @@ from captioning import checkpoint
 from captioning.data import CaptionDataModule
 from captioning.entry import build_decoder
 from captioning.errors import InputError
+from captioning.features.cache import check_provenance
+from captioning.features.weights import weights_name
+from captioning.models import CaptionModel, HardAttention
 from captioning.module import CaptioningModule
+from captioning.objectives import HardAttentionObjective
 
 
 def build_data(
@@ -23,7 +27,9 @@ def build_data(
         words: of a checkpoint to go on from; those of the training captions when None.
         splits: whose features must be there.
     """
-    provenance = OmegaConf.to_container(config.features.provenance, resolve=True)
+    provenance: Any = OmegaConf.to_container(config.features.provenance, resolve=True)
+    if weights := (config.features.get("extractor") or {}).get("weights"):
+        provenance["weights"] = weights_name(weights)
     datamodule: CaptionDataModule = instantiate(
         config.data, provenance=provenance, words=words, feature_splits=list(splits)
     )
@@ -43,6 +49,7 @@ def build_module(config: DictConfig, datamodule: CaptionDataModule) -> Captionin
         )
     names = ("model", "objective", "optimizer", "scheduler")
     parts: dict[str, Any] = {name: instantiate(config[name]) or None for name in names}  # scheduler=none: {}
+    refuse_untaught_attention(parts["model"], parts["objective"])
     description = checkpoint.describe(config, datamodule.vocabulary.words, datamodule.cache.provenance)
     decoding = build_decoder(config.decoding, datamodule.vocabulary)
     return CaptioningModule(
@@ -59,17 +66,41 @@ def starting_point(config: DictConfig) -> dict[str, Any] | None:
     return None
 
 
-def load_weights(module: CaptioningModule, start: dict[str, Any], path: str) -> None:
-    """Take up another run's weights.
+def refuse_untaught_attention(model: CaptionModel, objective: Any) -> None:
+    """Refuse a model whose attention draws places with an objective that does not teach it where.
 
     Raises:
-        InputError: they are another model's.
+        InputError: no gradient would ever reach the attention.
     """
+    draws = any(isinstance(part, HardAttention) for part in model.modules())
+    if draws and not isinstance(objective, HardAttentionObjective):
+        raise InputError(
+            f"hard attention learns from objective=hard_attention alone, found {type(objective).__name__}, "
+            "which would leave it as it began; choose that objective, or model=show_attend_tell"
+        )
+
+
+def take_up(
+    module: CaptioningModule, start: dict[str, Any], datamodule: CaptionDataModule, path: str
+) -> None:
+    """Take up another run's weights, to go on from there.
+
+    Args:
+        module: of this run.
+        start: the other run's checkpoint.
+        datamodule: of this run.
+        path: where the checkpoint lies, for messages.
+
+    Raises:
+        InputError: they are another model's, or were trained on features of another kind.
+    """
+    said = start["captioning"]
+    own = {key: value for key, value in datamodule.cache.provenance.items() if key != "precision"}
+    check_provenance(f"the run {path}", said["provenance"], own)
     try:
         module.load_state_dict(start["state_dict"])
     except RuntimeError as error:
-        said = start["captioning"]["model"]["_target_"]
         raise InputError(
-            f"start_from={path} holds a {said} whose weights do not fit the model of this run; give the "
-            f"model= and its sizes that it was trained with: {str(error)[:300]}"
+            f"{path} holds a {said['model']['_target_']} whose weights do not fit the model of this run; "
+            f"give the model= and its sizes that it was trained with: {str(error)[:300]}"
         ) from error

@@ -27,7 +27,10 @@ def main(config: DictConfig) -> None:
     paths = find_images(config.image)
     wanted = list(config.checkpoint) if isinstance(config.checkpoint, ListConfig) else config.checkpoint
     predictor = Predictor.load(
-        wanted, decoding=partial(build_decoder, config.decoding), weights=config.weights
+        wanted,
+        decoding=partial(build_decoder, config.decoding),
+        weights=config.weights,
+        hard_context=config.hard_context,
     )
     target = Path(config.picture) if config.picture else None
     if target and len(paths) > 1:

@@ -99,7 +99,7 @@ def check_options(config: DictConfig) -> None:
 
 def evaluate_model(config: DictConfig) -> Evaluation:
     """Caption a split with a checkpoint's model; write and score the captions."""
-    loaded = load_members(_paths(config))
+    loaded = load_members(_paths(config), hard_context=config.hard_context)
     datamodule = build_data(config, loaded)
     records = [record for split in datamodule.records.values() for record in split]
     references = References.of(str(datamodule.name), records, config.split)

@@ -70,6 +70,11 @@ class CaptioningModule(LightningModule):
             references = {record.image_id: record.captions for record in datamodule.split("train")}
             self.objective.prepare(references, self.vocabulary.words)
 
+    def on_train_epoch_start(self) -> None:
+        """Tell objectives with a schedule which epoch begins."""
+        if hasattr(self.objective, "begin_epoch"):
+            self.objective.begin_epoch(self.current_epoch)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Log what the objective returns and hand its loss to the optimizer."""
         terms = self.objective(self.model, batch)
@@ -193,22 +198,29 @@ class CaptioningModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write what makes the checkpoint self-sufficient, and the random state that resuming needs."""
-        state = self.objective.state() if hasattr(self.objective, "state") else {}
         checkpoint["captioning"] = {
             **self.description,
             "random_state": torch.get_rng_state(),
             "cuda_random_state": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "objective_state": state,
+            "objective_state": self._objective_state(),
             "history": list(self.history),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the random state where training stopped, so that dropout draws what it would have drawn."""
         said = checkpoint["captioning"]
+        if said["objective_state"].keys() != self._objective_state().keys():
+            raise InputError(
+                "resume= goes on with the objective that the run began with; to go on with another, give "
+                "start_from= instead, which takes the weights and the words only"
+            )
         if self.global_rank == 0:  # other processes would draw what the first one draws
             torch.set_rng_state(said["random_state"].cpu())
             if len(said.get("cuda_random_state", [])) == torch.cuda.device_count() > 0:
                 torch.cuda.set_rng_state_all([state.cpu() for state in said["cuda_random_state"]])
-        self.history = list(checkpoint["captioning"].get("history", []))
+        self.history = list(said.get("history", []))
         if hasattr(self.objective, "restore"):
-            self.objective.restore(checkpoint["captioning"]["objective_state"])
+            self.objective.restore(said["objective_state"])
+
+    def _objective_state(self) -> dict[str, Any]:
+        return self.objective.state() if hasattr(self.objective, "state") else {}

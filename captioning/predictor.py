@@ -19,6 +19,7 @@ from captioning.errors import InputError
 from captioning.features import Backbone, RegionDetector, check_provenance
 from captioning.features.extraction import Seen
 from captioning.models.base import CaptionModel
+from captioning.models.hard_attention import see_at_test
 from captioning.vocabulary import Vocabulary
 
 
@@ -40,14 +41,17 @@ class Caption(NamedTuple):
     image_size: tuple[int, int]
 
 
-def load_members(path: str | Path | Sequence[str | Path]) -> checkpoint.Loaded:
+def load_members(
+    path: str | Path | Sequence[str | Path], *, hard_context: str | None = None
+) -> checkpoint.Loaded:
     """Load one checkpoint, or several of any families as an ensemble with the first one's description.
 
     Args:
         path: checkpoint file or run folder (the best epoch is taken), or a list of them.
+        hard_context: what hard attention sees, if not what it was trained to; see `see_at_test`.
 
     Raises:
-        InputError: no such checkpoint, or members of different words or features.
+        InputError: no such checkpoint, members of different words or features, or no hard attention.
     """
     paths = [path] if isinstance(path, (str, Path)) else list(path)
     members = [checkpoint.load(checkpoint.locate(one, ("best.ckpt", "last.ckpt"))) for one in paths]
@@ -56,6 +60,9 @@ def load_members(path: str | Path | Sequence[str | Path]) -> checkpoint.Loaded:
         if member.vocabulary.words != first.vocabulary.words:
             raise InputError(f"{name} has other words than {paths[0]}; an ensemble needs one vocabulary")
         check_provenance(name, member.description["provenance"], first.description["provenance"])
+    if hard_context:
+        for member in members:
+            see_at_test(member.model, hard_context)
     if len(members) == 1:
         return first
     return first._replace(model=Ensemble([member.model for member in members]).eval())
@@ -91,6 +98,7 @@ class Predictor:
         *,
         decoding: Callable[[Vocabulary], Callable[..., Decoded]],
         weights: str | None = None,
+        hard_context: str | None = None,
     ) -> "Predictor":
         """Build everything from a checkpoint, or from several as an ensemble.
 
@@ -98,12 +106,13 @@ class Predictor:
             path: checkpoint file or run folder (the best epoch is taken), or a list of them.
             decoding: given the vocabulary, makes the decoder.
             weights: where the backbone's weights lie now, if they have moved.
+            hard_context: see `load_members`.
 
         Raises:
             InputError: no such checkpoint, members of different words or features, or backbone weights that
                 are missing or have changed.
         """
-        first = load_members(path)
+        first = load_members(path, hard_context=hard_context)
         config = dict(first.description["features"]["extractor"])
         if weights:
             config["weights"] = weights

@@ -10,10 +10,11 @@ from lightning.pytorch import seed_everything
 from omegaconf import DictConfig
 
 from captioning import checkpoint
-from captioning.assembly import build_data, build_module, load_weights, starting_point
+from captioning.assembly import build_data, build_module, starting_point, take_up
 from captioning.entry import command
 from captioning.features import extract
 from captioning.module import CaptioningModule
+from captioning.objectives import SelfCritical
 from captioning.progress import track
 from captioning.results import write_text
 from captioning.training import SafeCheckpointIO, TraceShapes
@@ -30,9 +31,13 @@ def train(config: DictConfig) -> float | None:
         prepare(config)
     datamodule = build_data(config, words=start["captioning"]["words"] if start else None)
     module = build_module(config, datamodule)
-    if start and not config.resume:
-        load_weights(module, start, config.start_from)
-    if start is None and config.expect_frequencies:
+    if start:  # also to resume, where Lightning would take up the weights by itself but not say what is wrong
+        take_up(module, start, datamodule, config.resume or config.start_from)
+    elif isinstance(module.objective, SelfCritical):
+        log.warning(
+            "self-critical training from random weights learns next to nothing; give start_from=<run>"
+        )
+    if not start and config.expect_frequencies:
         module.model.expect_frequencies(datamodule.captions("train").word_counts())
     trainer = instantiate(
         config.trainer,

@@ -3,7 +3,7 @@
     python notebooks/collect.py runs/table > notebooks/results.json
 
 Each folder below the given one is a run: `summary.json` and `.hydra/overrides.yaml` from training, and a `scores.json`
-of `python -m captioning.evaluate` in a folder named after its decoding, `greedy` or `beam5`. `COMMIT` holds the commit.
+of `python -m captioning.evaluate` in a folder named after its decoding, such as `beam5`. `COMMIT` holds the commit.
 """
 
 import json
@@ -21,13 +21,10 @@ def read_run(folder: Path) -> dict:
         row["epochs"] = len(summary["epochs"])
         row["nll_by_epoch"] = [round(epoch["nll"], 3) for epoch in summary["epochs"]]
         row["cider_by_epoch"] = [round(epoch["cider_d"], 1) for epoch in summary["epochs"]]
-    for decoding in ("greedy", "beam5"):
-        scores = folder / decoding / "scores.json"
-        if scores.is_file():
-            content = json.loads(scores.read_text())
-            [system] = content["systems"]
-            row[decoding] = {name: system["scores"][name] for name in SHOWN if name in system["scores"]}
-            row[decoding]["diversity"] = system["diversity"]
+    for scores in sorted(folder.glob("*/scores.json")):
+        [system] = json.loads(scores.read_text())["systems"]
+        row[scores.parent.name] = {name: system["scores"][name] for name in SHOWN if name in system["scores"]}
+        row[scores.parent.name]["diversity"] = system["diversity"]
     return row
 
 

@@ -21,6 +21,7 @@ from captioning.models import (
     AdaptiveAttention,
     AttentiveTranslator,
     CaptionModel,
+    FeatureProjection,
     GRUAttention,
     HardAttention,
     MeanPooled,
@@ -39,6 +40,13 @@ SMALL = {"embedding_dim": 9, "hidden_dim": 10, "dropout": 0.0}
 SCORER = {"attention_dim": 8, "deep_keys": True}
 SEE_ONE = partial(HardAttention, **SCORER, expectation_share=0.5, at_test=expectation)
 
+
+def projected(family: Callable[..., CaptionModel], *, feature_dim: int, **options: object) -> CaptionModel:
+    """A family behind an encoder, as the Flickr8k experiments have it."""
+    encoder = FeatureProjection(feature_dim=feature_dim, encoder_dim=7, dropout=0.0)
+    return family(feature_dim=7, encoder=encoder, **options)
+
+
 FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
     "gru_attention": partial(
         GRUAttention, encoder_dim=7, attention_dim=8, activation=torch.nn.Tanh(), **SMALL
@@ -46,6 +54,7 @@ FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
     "sat_soft": partial(ShowAttendTell, attention=partial(SoftAttention, **SCORER), **SMALL),
     "sat_hard": partial(ShowAttendTell, attention=SEE_ONE, **SMALL),
     "up_down": partial(UpDown, attention_dim=8, **SMALL),
+    "up_down_projected": partial(projected, UpDown, attention_dim=8, **SMALL),
     "attentive_translator": partial(AttentiveTranslator, attention_dim=8, context_to="both", **SMALL),
     "translator_output": partial(AttentiveTranslator, attention_dim=8, context_to="output", **SMALL),
     "adaptive": partial(AdaptiveAttention, attention_dim=8, **SMALL),

@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from captioning import checkpoint
 from captioning.entry import CONF
 from captioning.models import CaptionModel
+from captioning.vocabulary import SPECIAL_WORDS
 from tests.conftest import compose_config
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -64,11 +67,11 @@ def test_every_experiments_model_can_be_built(experiment: str) -> None:
     assert isinstance(model, CaptionModel) and model.vocabulary_size == config.data.vocabulary_size
 
 
-@pytest.mark.parametrize("command", ["train", "extract", "demo", "caption", "evaluate"])
+@pytest.mark.parametrize("command", ["train", "extract", "demo", "caption", "evaluate", "baseline"])
 def test_every_command_composes(command: str) -> None:
-    if not (CONF / f"{command}.yaml").exists():
-        pytest.skip("not built yet")
-    compose_config(command, *(("output_dir=none",) if command in ("train", "extract", "demo") else ()))
+    compose_config(
+        command, *(("output_dir=none",) if command in ("train", "extract", "demo", "baseline") else ())
+    )
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -76,6 +79,29 @@ def test_every_experiment_says_what_it_is(experiment: str) -> None:
     text = Path(CONF / "experiment" / f"{experiment}.yaml").read_text()
     header = [line for line in text.splitlines()[1:] if line.startswith("#")]
     assert any("python -m captioning.train" in line for line in header), "the header names the command"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_the_quick_trainer_is_quick_whatever_the_experiment_says(experiment: str) -> None:
+    config = compose_config("train", f"experiment={experiment}", "trainer=quick", *FIXED)
+    assert config.trainer.max_epochs == 2 and config.trainer.limit_train_batches == 100
+
+
+MODELS = [option for group, option in OPTIONS if group == "model"]
+
+
+@pytest.mark.parametrize("option", MODELS)
+def test_every_model_comes_back_from_a_checkpoint_alone(option: str, tmp_path: Path) -> None:
+    """Through the file, as a stranger gets it: description, safe loading, instantiation, weights."""
+    config = compose_config("train", f"model={option}", "data.vocabulary_size=1100", *FIXED)
+    words, model = [*SPECIAL_WORDS, *(f"w{i}" for i in range(1096))], instantiate(config.model)
+    state = {f"model.{name}": value for name, value in model.state_dict().items()}
+    said = checkpoint.describe(config, words, {"node": "x"})
+    torch.save({"state_dict": state, "captioning": said}, tmp_path / "model.ckpt")
+    loaded = checkpoint.load(tmp_path / "model.ckpt")
+    assert loaded.vocabulary.words == words and type(loaded.model) is type(model)
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
 
 
 def test_the_output_folder_has_one_owner() -> None:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captioning.errors import InputError
-from captioning.models import AttentiveTranslator, CaptionModel, MeanPooled, Step, pick
+from captioning.models import AttentiveTranslator, CaptionModel, MeanPooled, Step, Transformer, pick
 from captioning.models.encoder import RegionSequence
-from captioning.models.hard_attention import HardAttention, drawn, expectation, most_likely
+from captioning.models.hard_attention import HardAttention, drawn, expectation, most_likely, see_at_test
 from captioning.models.recurrent import LSTMState
 from captioning.models.transformer import DecoderLayer, positions
 from captioning.vocabulary import START
@@ -92,6 +92,42 @@ def test_hard_attention_sees_one_region_in_training_or_the_expectation_without_g
     seen = all_of_it(query, all_of_it.prepare(values, None))
     assert not seen.context.requires_grad and not seen.extras["location_log_prob"].any()
     assert seen.extras["entropy"].requires_grad
+
+
+def test_what_hard_attention_sees_at_test_can_be_chosen_afterwards() -> None:
+    model, features = build("sat_hard"), torch.randn(2, REGIONS, DIM)
+    memory = model.encode(features)
+    state = model.start(memory)
+    seen = {}
+    for name in ("expectation", "most_likely"):
+        see_at_test(model, name)
+        seen[name] = model.attention(state.hidden, memory)
+    weights = seen["expectation"].weights
+    torch.testing.assert_close(seen["expectation"].context, (weights[..., None] * features).sum(1))
+    torch.testing.assert_close(seen["most_likely"].context, features[torch.arange(2), weights.argmax(-1)])
+    with pytest.raises(InputError, match="no hard attention in the model"):
+        see_at_test(build("sat_soft"), "drawn")
+    with pytest.raises(InputError, match="'soft'"):
+        see_at_test(model, "soft")
+
+
+def test_heads_that_do_not_divide_the_size_are_told() -> None:
+    with pytest.raises(InputError, match="num_heads=5 does not divide"):
+        Transformer(
+            feature_dim=DIM,
+            vocabulary_size=9,
+            hidden_dim=12,
+            num_layers=1,
+            num_heads=5,
+            inner_dim=8,
+            dropout=0.0,
+        )
+
+
+@pytest.mark.parametrize("family", ["sat_soft", "topic_guided"])
+def test_the_square_part_of_every_gate_begins_orthogonal(family: str) -> None:
+    for gate in build(family).state_gates.weight.chunk(4):
+        torch.testing.assert_close(gate @ gate.T, torch.eye(len(gate)), atol=1e-5, rtol=0)
 
 
 def test_up_down_asks_with_the_attention_lstms_new_state() -> None:

@@ -16,6 +16,7 @@ from captioning import checkpoint
 from captioning.assembly import build_data, build_module
 from captioning.data import Batch, CaptionDataModule, LengthBuckets
 from captioning.errors import InputError
+from captioning.objectives import CrossEntropy
 from captioning.train import train
 from captioning.training import SafeCheckpointIO, trace_shapes
 from tests.conftest import compose_config
@@ -190,6 +191,81 @@ def test_starting_from_another_model_names_what_it_was(
 ) -> None:
     with pytest.raises(InputError, match="holds a captioning.models.GRUAttention whose weights do not fit"):
         run(toy_overrides, tmp_path, f"start_from={trained}", "model.hidden_dim=12")
+
+
+def test_resuming_with_another_model_or_objective_is_told(
+    toy_overrides: list[str], trained: Path, tmp_path: Path
+) -> None:
+    resume = [*toy_overrides, "trainer.max_epochs=3", f"resume={trained}"]
+    with pytest.raises(InputError, match="whose weights do not fit"):
+        run(resume, tmp_path / "a", "model.hidden_dim=12")
+    small = [o for o in toy_overrides if not o.startswith("model.")]
+    sizes = ["model.hidden_dim=8", "model.embedding_dim=8", "model.attention.attention_dim=8"]
+    run(small, tmp_path / "soft", "model=show_attend_tell", *sizes)
+    hard = ["model=show_attend_tell_hard", "objective=hard_attention", f"resume={tmp_path / 'soft'}"]
+    with pytest.raises(InputError, match="give start_from= instead"):
+        run(small, tmp_path / "hard", *hard, *sizes, "trainer.max_epochs=2")
+
+
+@pytest.mark.parametrize("how", ["start_from", "resume"])
+def test_going_on_with_features_of_another_kind_is_refused(
+    toy_overrides: list[str], trained: Path, tmp_path: Path, how: str
+) -> None:
+    content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    content["captioning"]["provenance"]["node"] = "Mixed_7b"
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match="holds features with node = 'Mixed_7b'"):
+        run(toy_overrides, tmp_path / "run", f"{how}={tmp_path / 'other.ckpt'}")
+
+
+def test_features_of_other_weights_are_refused(toy_overrides: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="weights = 'random' but this run expects weights = 'IMAGENET1K_V1'"):
+        run(toy_overrides, tmp_path, "features.extractor.weights=IMAGENET1K_V1")
+
+
+@pytest.mark.parametrize("objective", ["cross_entropy", "scheduled_sampling", "doubly_stochastic"])
+def test_hard_attention_is_refused_an_objective_that_can_not_teach_it(
+    toy_overrides: list[str], tmp_path: Path, objective: str
+) -> None:
+    small = [o for o in toy_overrides if not o.startswith("model.")]
+    with pytest.raises(InputError, match="learns from objective=hard_attention alone"):
+        run(small, tmp_path, "model=show_attend_tell_hard", f"objective={objective}")
+
+
+def test_self_critical_training_from_nothing_is_warned_of(
+    toy_overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(
+        toy_overrides,
+        tmp_path,
+        "objective=self_critical",
+        "data.train_on=images",
+        "+trainer.limit_train_batches=1",
+    )
+    assert "give start_from=" in caplog.text
+
+
+def test_an_objective_is_prepared_with_training_captions_only_and_told_the_epoch(
+    toy_overrides: list[str], tmp_path: Path, toy_data: CaptionDataModule
+) -> None:
+    told: dict[str, Any] = {}
+
+    class Recorder(CrossEntropy):
+        def prepare(self, references: dict[str, Any], words: list[str]) -> None:
+            told.update(references=references, words=words)
+
+        def begin_epoch(self, epoch: int) -> None:
+            told.setdefault("epochs", []).append(epoch)
+
+    module = build_module(compose_config("train", *toy_overrides, f"output_dir={tmp_path}"), toy_data)
+    module.objective = Recorder()
+    trainer = Trainer(
+        max_epochs=2, limit_train_batches=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=toy_data)
+    assert told["references"] == {record.image_id: record.captions for record in toy_data.split("train")}
+    assert told["words"] == module.vocabulary.words and told["epochs"] == [0, 1]
 
 
 def test_a_run_folder_used_again_holds_the_newer_run(

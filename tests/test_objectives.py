@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captioning.data import Batch
-from captioning.decoding import Decoded
+from captioning.decoding import Decoded, greedy
 from captioning.errors import InputError
 from captioning.models import CaptionModel, HardAttention, Output, ShowAttendTell
 from captioning.models.attention import Regions
@@ -23,7 +23,7 @@ from captioning.objectives import (
     SelfCritical,
 )
 from captioning.vocabulary import END, PAD, START
-from tests.conftest import batch_of, build
+from tests.conftest import VOCABULARY, batch_of, build
 from tests.test_decoding import Fixed
 
 PROBABILITIES = [0.1, 0.1, 0.2, 0.1, 0.5]
@@ -216,6 +216,62 @@ class TestHardAttention:
             log_prob.grad is not None and log_prob.grad[1] > 0 > log_prob.grad[0]
         )  # descent lowers the second
 
+    def terms(self, objective: HardAttentionObjective) -> tuple[Tensor, Tensor]:
+        """Gradients of the draws' log-probabilities and of the entropies, for captions of 2 and 3 words."""
+        log_prob, entropy = (torch.zeros(2, 3, requires_grad=True) for _ in range(2))
+
+        class Told(Fixed):
+            def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
+                extras = {"location_log_prob": log_prob, "entropy": entropy}
+                return Output(torch.zeros(*tokens.shape, 1), None, features, extras)
+
+        objective(Told(PROBABILITIES), batch_of([[4], [3, 4]]))["loss"].backward()
+        assert log_prob.grad is not None and entropy.grad is not None
+        return log_prob.grad[:, 0], entropy.grad[:, 0]
+
+    # negative log-likelihoods, END included: 4 has 0.5, 3 has 0.1, END 0.2
+    COSTS = (-math.log(0.5 * 0.2), -math.log(0.1 * 0.5 * 0.2))
+
+    @pytest.mark.parametrize(("reward", "lengths"), [("caption", (1, 1)), ("word", (2, 3))])
+    def test_the_reward_is_a_sum_or_a_mean_and_entropy_is_sought(
+        self, reward: str, lengths: tuple[int, int]
+    ) -> None:
+        objective = HardAttentionObjective(
+            reward_weight=2.0, entropy_weight=0.3, baseline_decay=1.0, reward=reward
+        )
+        policy, entropy = self.terms(objective)
+        costs = [cost / length for cost, length in zip(self.COSTS, lengths, strict=True)]
+        torch.testing.assert_close(policy, 2.0 * torch.tensor(costs) / 2)  # a mean over two captions
+        torch.testing.assert_close(entropy, torch.full((2,), -0.3 / 2))  # descent raises it
+
+    def test_the_baseline_moves_and_is_kept_in_the_state(self) -> None:
+        def make() -> HardAttentionObjective:
+            return HardAttentionObjective(
+                reward_weight=1.0, entropy_weight=0.0, baseline_decay=0.9, reward="caption"
+            )
+
+        objective, mean = make(), sum(self.COSTS) / 2
+        first, _ = self.terms(objective)
+        torch.testing.assert_close(first, (torch.tensor(self.COSTS) - mean) / 2)
+        objective.baseline = 1.0
+        self.terms(objective)
+        assert objective.baseline == pytest.approx(0.9 + 0.1 * mean)
+        restored = make()
+        restored.restore(objective.state())
+        assert restored.baseline == objective.baseline
+
+    def test_gradients_reach_every_parameter_in_training(self) -> None:
+        model = self.model()
+        model.attention.expectation_share = 0.0
+        objective = HardAttentionObjective(
+            reward_weight=1.0, entropy_weight=0.1, baseline_decay=1.0, reward="caption"
+        )
+        objective(model, self.batch())["loss"].backward()
+        reached = {n: p.grad is not None and p.grad.abs().max() > 1e-6 for n, p in model.named_parameters()}
+        assert all(
+            yes or n == "attention.scorer.score.bias" for n, yes in reached.items()
+        )  # it shifts all alike
+
     def test_it_needs_an_attention_that_draws(self) -> None:
         objective = HardAttentionObjective(
             reward_weight=1.0, entropy_weight=0.0, baseline_decay=0.9, reward="word"
@@ -278,11 +334,36 @@ class TestSelfCritical:
         self.objective(baseline="greedy")(model, batch_of([[4], [5]]))
         assert model.training
 
-    def test_mixing_adds_cross_entropy(self) -> None:
-        terms = self.objective(cross_entropy_share=1.0)(
-            build("gru_attention", vocabulary_size=11), batch_of([[4], [5]])
+    def test_the_greedy_baseline_is_decoded_without_dropout(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        modes = []
+
+        def watched(model: CaptionModel, *args: object, **options: object) -> Decoded:
+            modes.append(model.training)
+            return greedy(model, *args, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr("captioning.objectives.self_critical.greedy", watched)
+        self.objective(baseline="greedy")(
+            build("gru_attention", vocabulary_size=11).train(), batch_of([[4], [5]])
         )
-        assert terms["loss"].item() == pytest.approx(terms["nll"].item())
+        assert modes == [False]
+
+    def test_the_baseline_is_the_mean_of_the_images_other_samples(self) -> None:
+        rewards = torch.tensor([[1.0, 40.0], [2.0, 50.0], [6.0, 90.0]])
+        baseline = self.objective()._baseline(build("gru_attention"), batch_of([[4], [5]]), rewards)
+        torch.testing.assert_close(baseline, torch.tensor([[4.0, 70.0], [3.5, 65.0], [1.5, 45.0]]))
+
+    def test_any_training_caption_of_an_image_may_be_the_one_to_be_likely(self) -> None:
+        batch = batch_of([[4]])._replace(
+            references=[("a dog runs", "a cat", "a red cat sits a dog runs a cat")]
+        )
+        drawn = {tuple(self.objective()._with_any_caption(batch).tokens[0].tolist()) for _ in range(60)}
+        assert drawn == {(1, 4, 5, 6, 2), (1, 4, 7, 2), (1, 4, 9, 7, 8, 4, 5, 2)}  # cut at six words
+
+    def test_mixing_adds_cross_entropy(self) -> None:
+        model, batch = build("gru_attention", vocabulary_size=11), batch_of([[4, 5], [4, 5]])
+        batch = batch._replace(references=[("a dog",), ("a dog",)])
+        terms = self.objective(cross_entropy_share=1.0)(model, batch)
+        assert terms["loss"].item() == pytest.approx(CrossEntropy()(model, batch)["loss"].item())
 
     def test_options_are_checked(self) -> None:
         with pytest.raises(InputError, match="leave_one_out or greedy"):
@@ -291,14 +372,49 @@ class TestSelfCritical:
             self.objective(num_samples=1)
 
 
+def sampling(share: float) -> ScheduledSampling:
+    objective = ScheduledSampling(step=share, every=1, most=1.0, cross_entropy=CrossEntropy())
+    objective.begin_epoch(1)
+    return objective
+
+
+class Successor(Fixed):
+    """Says after each word the one with the next id."""
+
+    def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
+        return Output(tokens[..., None].float(), None, features, {})
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return 100 * torch.nn.functional.one_hot(hidden[..., 0].long() + 1, VOCABULARY).float()
+
+
 class TestScheduledSampling:
+    def test_a_replaced_word_is_what_the_model_says_after_the_word_before(self) -> None:
+        mixed = sampling(1.0).mix(Successor(PROBABILITIES), batch_of([[4, 6, 8, 5]]))
+        assert mixed[0, 2:].tolist() == [5, 7, 9]
+
+    def test_the_share_rises_by_a_step_every_few_epochs_up_to_the_most(self) -> None:
+        objective = ScheduledSampling(step=0.05, every=5, most=0.12, cross_entropy=CrossEntropy())
+        shares = []
+        for epoch in (0, 4, 5, 9, 10, 15, 40):
+            objective.begin_epoch(epoch)
+            shares.append(objective.share)
+        assert shares == pytest.approx([0, 0, 0.05, 0.05, 0.1, 0.12, 0.12])
+
+    @pytest.mark.parametrize("wrong", [{"step": -0.1}, {"most": 1.5}, {"every": 0}])
+    def test_options_are_checked(self, wrong: dict[str, float]) -> None:
+        with pytest.raises(InputError, match="are probabilities"):
+            ScheduledSampling(
+                **{"step": 0.05, "every": 5, "most": 0.25, **wrong}, cross_entropy=CrossEntropy()
+            )
+
     def test_a_share_of_zero_is_teacher_forcing(self, ragged: Batch) -> None:
         model = build("gru_attention")
-        objective = ScheduledSampling(share=0.0, cross_entropy=CrossEntropy())
+        objective = sampling(0.0)
         assert objective(model, ragged)["loss"].item() == CrossEntropy()(model, ragged)["loss"].item()
 
     def test_start_end_and_padding_stay(self, ragged: Batch) -> None:
-        mixed = ScheduledSampling(share=1.0, cross_entropy=CrossEntropy()).mix(build("gru_attention"), ragged)
+        mixed = sampling(1.0).mix(build("gru_attention"), ragged)
         inputs = ragged.tokens[:, :-1]
         kept = (inputs == START) | (inputs == END) | (inputs == PAD)
         assert (
@@ -309,7 +425,7 @@ class TestScheduledSampling:
 
     def test_replaced_words_come_from_the_models_distribution(self) -> None:
         batch = batch_of([[4] * 30] * 400)
-        mixed = ScheduledSampling(share=1.0, cross_entropy=CrossEntropy()).mix(Fixed(PROBABILITIES), batch)
+        mixed = sampling(1.0).mix(Fixed(PROBABILITIES), batch)
         words = mixed[:, 1:][batch.tokens[:, 1:-1] == 4]
         assert (words == 4).float().mean() == pytest.approx(
             0.5 / 0.6, abs=0.02

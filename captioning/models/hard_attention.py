@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captioning.errors import InputError
 from captioning.models.attention import AdditiveAttention, Regions, weighted_sum
 
 
@@ -47,6 +48,29 @@ def drawn(weights: Tensor) -> Tensor:
     """See one region drawn from the distribution: (B, R) -> one-hot (B, R)."""
     index = torch.multinomial(weights, 1).squeeze(-1)
     return nn.functional.one_hot(index, weights.shape[-1]).to(weights.dtype)
+
+
+CONTEXTS = {"expectation": expectation, "most_likely": most_likely, "drawn": drawn}
+
+
+def see_at_test(model: nn.Module, context: str) -> None:
+    """Choose what a model with hard attention sees in evaluation mode, whatever it was built with.
+
+    Args:
+        model: holds a `HardAttention` somewhere.
+        context: `expectation`, `most_likely` or `drawn`.
+
+    Raises:
+        InputError: another name, or no hard attention.
+    """
+    parts = [part for part in model.modules() if isinstance(part, HardAttention)]
+    if context not in CONTEXTS or not parts:
+        found = "no hard attention in the model" if not parts else repr(context)
+        raise InputError(
+            f"hard_context needs a hard-attention model and one of {', '.join(CONTEXTS)}; {found}"
+        )
+    for part in parts:
+        part.at_test = CONTEXTS[context]
 
 
 class SoftAttention(nn.Module):

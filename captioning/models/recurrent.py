@@ -108,3 +108,9 @@ def set_forget_bias(gates: nn.Linear, value: float) -> None:
     """Set the bias of the forget gate in a layer that gives LSTM gates (4H)."""
     with torch.no_grad():
         gates.bias.chunk(4)[1].fill_(value)
+
+
+def orthogonal_gates(gates: nn.Linear, number: int) -> None:
+    """Make the square part of each gate orthogonal in a layer that gives `number` gates of a state."""
+    for gate in gates.weight.detach().chunk(number):
+        nn.init.orthogonal_(gate)

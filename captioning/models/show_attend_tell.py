@@ -6,7 +6,9 @@
     h_t, c_t = LSTM([E y_{t-1}; z_t], h_{t-1}, c_{t-1})
     p(y_t) = softmax(W_o dropout(tanh(W_h' dropout(h_t) + E y_{t-1} + W_z z_t)))
 
-The paper's formula of the deep output has no tanh; the authors' code does, and so does this.
+The paper's formula of the deep output has no tanh; the authors' code does, and so does this. Departures from
+that code: layers that are not square begin as PyTorch's do, and the word vectors as N(0, 0.1), both there
+N(0, 0.01).
 """
 
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from captioning.models.base import Tree
 from captioning.models.encoder import RawFeatures, masked_mean
-from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update
+from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update, orthogonal_gates
 
 
 class ShowAttendTell(RecurrentModel):
@@ -61,7 +63,7 @@ class ShowAttendTell(RecurrentModel):
         self.deep_context = nn.Linear(feature_dim, embedding_dim)
         self.output = nn.Linear(embedding_dim, vocabulary_size)
         self.dropout = nn.Dropout(dropout)
-        nn.init.orthogonal_(self.state_gates.weight)
+        orthogonal_gates(self.state_gates, 4)
         nn.init.normal_(self.embedding.weight, std=0.1)
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> Tree:

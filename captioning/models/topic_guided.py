@@ -29,7 +29,7 @@ from torch.nn import functional
 from captioning.errors import InputError
 from captioning.models.attention import Regions, masked_softmax, weighted_sum
 from captioning.models.encoder import RawFeatures, masked_mean
-from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update
+from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update, orthogonal_gates
 from captioning.vocabulary import UNKNOWN
 
 
@@ -133,7 +133,7 @@ class TopicGuided(RecurrentModel):
         self.deep_context = nn.Linear(feature_dim, embedding_dim)
         self.output = nn.Linear(embedding_dim, vocabulary_size)
         self.dropout = nn.Dropout(dropout)
-        nn.init.orthogonal_(self.state_gates.weight)
+        orthogonal_gates(self.state_gates, 4)
         nn.init.normal_(self.embedding.weight, std=0.1)
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> TopicMemory:

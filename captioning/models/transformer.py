@@ -1,8 +1,10 @@
 """A Transformer captioner: a causal decoder over words that attends to projected regions.
 
 Vaswani et al. (2017) in pre-norm form; regions are an unordered set, words carry sinusoidal positions, as in
-Luo's plain Transformer. Teacher forcing runs all words in parallel; `step` keeps keys and values of the words
-before. The attention shown is the last layer's over the regions, averaged over its heads.
+Luo's plain Transformer. Unlike that one it has no encoder layers over the regions (they are projected and
+normalised), and GELU instead of ReLU; sizes and dropout are for a small data set. Teacher forcing runs all
+words in parallel; `step` keeps keys and values of the words before. The attention shown is the last layer's
+over the regions, averaged over its heads.
 """
 
 import math
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Output, Step, real_steps
 from captioning.models.encoder import as_computed
 
@@ -43,6 +46,11 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, *, hidden_dim: int, num_heads: int, inner_dim: int, dropout: float) -> None:
         super().__init__()
+        if hidden_dim % num_heads:
+            raise InputError(
+                f"model.num_heads={num_heads} does not divide model.hidden_dim={hidden_dim}; choose one that "
+                "does"
+            )
         self.num_heads = num_heads
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in range(3))
         self.own = nn.Linear(hidden_dim, 3 * hidden_dim)

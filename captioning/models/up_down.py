@@ -5,6 +5,8 @@
     h2_t = LSTM2([sum_i alpha_i v_i; h1_t], h2_{t-1}),   p(y_t) = softmax(W_p h2_t + b_p)
 
 States begin at zero, forget biases at one. `dropout` is 0 in the authors' net; re-implementations use 0.5.
+Departures: the attention's layers have biases, weights begin as PyTorch's do, unknown words are targets too,
+and training is by Adam, without the authors' SGD and its factor of 20 on the loss.
 """
 
 from typing import NamedTuple

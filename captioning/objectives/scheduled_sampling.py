@@ -1,4 +1,4 @@
-"""Scheduled sampling (Bengio et al. 2015): part of the input words are the model's own.
+"""Scheduled sampling (Bengio et al. 2015): part of the input words are the model's own, ever more of them.
 
 Which words are replaced is drawn from the model's distribution under teacher forcing, in a first pass without
 gradient (the parallel form of Mihaylova and Martins 2019), so that the second pass keeps its speed.
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from captioning.data.dataset import Batch
+from captioning.errors import InputError
 from captioning.models.base import CaptionModel, real_steps
 from captioning.objectives.cross_entropy import CrossEntropy
 from captioning.vocabulary import END, PAD, START
@@ -17,12 +18,27 @@ class ScheduledSampling:
     """Cross-entropy whose inputs are mixed with the model's own words.
 
     Args:
-        share: probability that an input word is replaced; START never is.
+        step: by how much the probability that an input word is replaced rises; START never is.
+        every: epochs between two rises; the first `every` epochs are teacher forcing.
+        most: where the probability stays.
         cross_entropy: what is computed on the mixed inputs and the true targets.
+
+    Raises:
+        InputError: probabilities outside 0 to 1, or no epochs between rises.
     """
 
-    def __init__(self, *, share: float, cross_entropy: CrossEntropy) -> None:
-        self.share, self.cross_entropy = share, cross_entropy
+    def __init__(self, *, step: float, every: int, most: float, cross_entropy: CrossEntropy) -> None:
+        if not (0 <= step <= 1 and 0 <= most <= 1 and every >= 1):
+            raise InputError(
+                f"objective.step={step} and objective.most={most} are probabilities, objective.every={every} "
+                "is a number of epochs"
+            )
+        self.step, self.every, self.most, self.cross_entropy = step, every, most, cross_entropy
+        self.share = 0.0
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Set this epoch's probability (Luo 2018: 0.05 more every 5 epochs, up to 0.25)."""
+        self.share = min(self.step * (epoch // self.every), self.most)
 
     def __call__(self, model: CaptionModel, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss."""

@@ -3,7 +3,8 @@
     loss = - mean over samples k of (r_k - b_k) * sum_t log p(w_t^k)
 
 r is CIDEr-D with document frequencies of the training references; END is a word of every n-gram, which keeps
-captions from ending in "with a". The baseline b_k is the mean reward of the image's other samples
+captions from ending in "with a". Words are the vocabulary's tokens, not PTB's, in references and samples
+alike. The baseline b_k is the mean reward of the image's other samples
 (`leave_one_out`), or the reward of the greedy caption under evaluation mode (`greedy`, the original).
 """
 
@@ -12,13 +13,13 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from captioning.data.dataset import Batch
+from captioning.data.dataset import Batch, pad_captions
 from captioning.decoding import Decoded, greedy, sample
 from captioning.errors import InputError
 from captioning.metrics import CiderD, DocumentFrequencies
 from captioning.models.base import CaptionModel
 from captioning.objectives.cross_entropy import CrossEntropy
-from captioning.vocabulary import END, PAD, tokenize
+from captioning.vocabulary import END, PAD, Vocabulary, tokenize
 
 
 class SelfCritical:
@@ -28,8 +29,8 @@ class SelfCritical:
         num_samples: captions drawn an image; at least 2 with `leave_one_out`.
         baseline: `leave_one_out` or `greedy`.
         max_words: of a drawn caption.
-        cross_entropy_share: weight of the cross-entropy of the batch's own captions; the rest is for the
-            reward.
+        cross_entropy_share: weight of the cross-entropy of one drawn training caption an image; the rest is
+            for the reward.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class SelfCritical:
         self.num_samples, self.baseline, self.max_words = num_samples, baseline, max_words
         self.cross_entropy_share = cross_entropy_share
         self._cider: CiderD | None = None
-        self._words: list[str] = []
+        self._vocabulary: Vocabulary
 
     def prepare(self, references: dict[str, Sequence[str]], words: Sequence[str]) -> None:
         """Cook the training references once; called before training with them and the vocabulary."""
@@ -54,7 +55,7 @@ class SelfCritical:
         frequencies = DocumentFrequencies.of(
             list(cooked.values()), source="training references, END included"
         )
-        self._cider, self._words = CiderD(cooked, frequencies), list(words)
+        self._cider, self._vocabulary = CiderD(cooked, frequencies), Vocabulary(words)
 
     def __call__(self, model: CaptionModel, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss; `reward` is the samples' mean CIDEr-D times 100."""
@@ -69,7 +70,7 @@ class SelfCritical:
         tokens = (drawn.tokens != PAD).sum().to(torch.float32)
         terms = {"reward": 100 * rewards.mean(), "tokens": tokens}
         if self.cross_entropy_share:
-            teacher = CrossEntropy()(model, batch)
+            teacher = CrossEntropy()(model, self._with_any_caption(batch))
             loss = (1 - self.cross_entropy_share) * loss + self.cross_entropy_share * teacher["loss"]
             terms["nll"] = teacher["nll"]
         return {"loss": loss, **terms}
@@ -77,11 +78,17 @@ class SelfCritical:
     def rewards(self, image_ids: Sequence[str], decoded: Decoded) -> Tensor:
         """CIDEr-D of each caption (B,), END counted as a word where the caption has one."""
         assert self._cider is not None, "prepare() comes first"
-        candidates = []
+        candidates, words = [], self._vocabulary.words
         for image_id, row in zip(image_ids, decoded.tokens.tolist(), strict=True):
-            tokens = [END if index == END else self._words[index] for index in row if index != PAD]
+            tokens = [END if index == END else words[index] for index in row if index != PAD]
             candidates.append((image_id, tokens))
         return torch.from_numpy(self._cider.scores(candidates)).float()
+
+    def _with_any_caption(self, batch: Batch) -> Batch:
+        """Draw one of each image's training captions as the one to be likely."""
+        drawn = [texts[int(torch.randint(len(texts), ()))] for texts in batch.references]
+        captions = [self._vocabulary.encode(text, max_words=self.max_words) for text in drawn]
+        return batch._replace(tokens=pad_captions(captions).to(batch.tokens.device))
 
     def _baseline(self, model: CaptionModel, batch: Batch, rewards: Tensor) -> Tensor:
         if self.baseline == "leave_one_out":
