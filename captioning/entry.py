@@ -70,14 +70,20 @@ def build_decoder(config: DictConfig, vocabulary: Vocabulary) -> Callable[..., A
 
 def _to_ids(node: Any, vocabulary: Vocabulary) -> Any:
     if isinstance(node, dict):
-        listed = {"required", "prefix", "ids"}
         return {
-            key: [_word_id(word, vocabulary) for word in value]
-            if key in listed
+            key: _ids_of(key, value, vocabulary)
+            if key in ("required", "prefix", "ids")
             else _to_ids(value, vocabulary)
             for key, value in node.items()
         }
     return [_to_ids(value, vocabulary) for value in node] if isinstance(node, list) else node
+
+
+def _ids_of(key: str, words: Any, vocabulary: Vocabulary) -> list[int]:
+    listed = [words] if isinstance(words, str) else words or []
+    if not isinstance(listed, list) or not all(isinstance(word, str | int) for word in listed):
+        raise InputError(f"decoding.{key} is {words!r}; needed is a list of words, such as [a,dog]")
+    return [_word_id(word, vocabulary) for word in listed]
 
 
 def _word_id(word: str | int, vocabulary: Vocabulary) -> int:

@@ -43,8 +43,11 @@ def features() -> Tensor:
 
 
 def every_caption() -> list[tuple[int, ...]]:
-    ended = [(*words, END) for n in range(LONGEST) for words in itertools.product(WORDS, repeat=n)]
-    return ended
+    return [(*words, END) for n in range(LONGEST) for words in itertools.product(WORDS, repeat=n)]
+
+
+def every_cut_caption() -> list[tuple[int, ...]]:
+    return list(itertools.product(WORDS, repeat=LONGEST))
 
 
 def score_captions(model: CaptionModel, features: Tensor, captions: list[tuple[int, ...]]) -> Tensor:
@@ -122,6 +125,57 @@ def test_the_best_ten_are_the_enumerated_best_ten(small: CaptionModel, features:
         assert got == [captions[i] for i in order[image].tolist()]
 
 
+@pytest.mark.parametrize("length_score", [total, average], ids=["total", "average"])
+def test_where_nothing_ends_the_cut_captions_come_in_the_enumerated_order(
+    small: CaptionModel, features: Tensor, length_score: Callable
+) -> None:
+    captions = every_cut_caption()
+    log_probs = score_captions(small, features, captions)
+    never_ends = MinimumLength(words=LONGEST + 1)
+    options = {"beam_size": 400, "num_best": 40, "length_score": length_score, "rules": [never_ends]}
+    found = beam_search(small, features, max_words=LONGEST, **options)
+    got = torch.stack([h.log_probs.sum(1) for h in (found, *found.others)], 1)
+    torch.testing.assert_close(got, log_probs.topk(40).values, atol=1e-4, rtol=1e-4)
+    for image in range(len(features)):
+        assert tuple(found.tokens[image].tolist()) == captions[log_probs[image].argmax()]
+
+
+def test_a_finished_hypothesis_never_changes(model: CaptionModel) -> None:
+    """A search that may go on for longer returns it as it was, or something better."""
+    features = torch.randn(12, REGIONS, DIM)
+    earlier, later = (beam_search(model, features, max_words=t, beam_size=3, num_best=3) for t in (3, 8))
+    for image in range(12):
+        lists = []
+        for found in (earlier, later):
+            kept = [
+                (tuple(h.tokens[image].tolist()), h.log_probs[image].sum().item())
+                for h in (found, *found.others)
+            ]
+            lists.append({tuple(w for w in words if w != PAD): s for words, s in kept if END in words})
+        worst = min(lists[1].values(), default=-torch.inf)
+        for words, log_prob in lists[0].items():
+            assert lists[1].get(words, log_prob) == pytest.approx(log_prob, abs=1e-5)
+            assert words in lists[1] or worst >= log_prob - 1e-5
+
+
+def test_where_there_are_fewer_hypotheses_the_rest_is_empty() -> None:
+    model, features = Fixed([0, 0, 0.4, 0.6]), torch.randn(1, REGIONS, 1)
+    found = beam_search(model, features, max_words=1, beam_size=5, num_best=5)
+    listed = [(h.tokens[0].tolist(), h.log_probs[0].sum().exp().item()) for h in (found, *found.others)]
+    assert listed[:2] == [([END], pytest.approx(0.4)), ([3], pytest.approx(0.6))]  # the second is cut
+    assert listed[2:] == [([PAD], 0.0)] * 3
+    rules = [MinimumLength(words=5), NoRepeatedNgram(size=1)]
+    nothing = beam_search(model, features, max_words=6, beam_size=2, rules=rules)
+    assert not nothing.tokens.any() and nothing.log_probs.sum().item() == -torch.inf
+
+
+def test_six_required_words_are_all_said(model: CaptionModel) -> None:
+    required = [4, 5, 6, 7, 8, 9]
+    found = beam_search(model, torch.randn(3, REGIONS, DIM), max_words=9, beam_size=4, required=required)
+    for row in found.tokens.tolist():
+        assert set(required) <= set(row)
+
+
 def test_a_beam_of_one_is_greedy(model: CaptionModel) -> None:
     features = torch.randn(20, REGIONS, DIM)
     for length_score in (total, average):
@@ -158,9 +212,20 @@ def test_log_probabilities_equal_teacher_forced_scoring(model: CaptionModel) -> 
             )
 
 
-def test_batch_order_and_size_change_nothing(model: CaptionModel) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"length_score": average},
+        {"length_score": partial(gnmt, alpha=0.7)},
+        {"groups": 3, "diversity": 0.7, "num_best": 3},
+        {"required": [5, 7], "rules": [NoRepeatedNgram(size=2)]},
+        {"prefix": [6], "rules": [Forbidden(ids=[3])]},
+    ],
+    ids=["average", "gnmt", "diverse", "required", "prefix"],
+)
+def test_batch_order_and_size_change_nothing(model: CaptionModel, options: dict) -> None:
     features = torch.randn(6, REGIONS, DIM)
-    search = partial(beam_search, model, max_words=7, beam_size=3, length_score=average)
+    search = partial(beam_search, model, max_words=7, beam_size=3, **options)
     together = search(features)
     turned = search(features.flip(0))
     assert torch.equal(together.tokens.flip(0), turned.tokens)
@@ -179,14 +244,10 @@ def test_masked_regions_are_never_looked_at(model: CaptionModel) -> None:
     assert torch.equal(one.tokens, other.tokens)
 
 
-class Counting(Fixed):
-    """Counts the steps of a model that always gives the same scores."""
-
-
 def test_a_batch_that_ends_at_once_costs_one_step() -> None:
     model = Fixed([0, 0, 0.98, 0.01, 0.01])
     found = beam_search(model, torch.randn(4, REGIONS, 1), max_words=30, beam_size=3)
-    assert found.tokens.tolist() == [[END]] * 4 and model.steps <= 2
+    assert found.tokens.tolist() == [[END]] * 4 and model.steps == 1
 
 
 def test_it_stops_when_no_open_caption_can_win() -> None:
@@ -221,6 +282,26 @@ def test_diverse_groups_choose_other_words() -> None:
     assert len(first_words[1]) == 4 > len(first_words[0])
 
 
+def test_a_second_group_pays_for_every_beam_of_the_first_that_said_its_word() -> None:
+    """By hand: one word a caption; groups of two beams; a penalty of 0.5 nats a beam."""
+    model = Fixed([0, 0, 0, 0.02, 0.4, 0.3, 0.2, 0.08])
+    found = beam_search(
+        model, torch.randn(1, REGIONS, 1), max_words=1, beam_size=4, num_best=4, groups=2, diversity=0.5
+    )
+    # The first group takes 4 and 5; to the second they are worth 0.4 / e^0.5 = 0.24, 0.3 / e^0.5 = 0.18, so that it
+    # takes 4 and 6 (0.2). Of 4, which both have, one is returned; the best of each group comes first.
+    listed = [(h.tokens[0, 0].item(), h.log_probs[0, 0].exp().item()) for h in (found, *found.others)]
+    assert listed == [(4, pytest.approx(0.4)), (5, pytest.approx(0.3)), (6, pytest.approx(0.2)), (PAD, 0.0)]
+
+
+def test_the_best_of_each_group_come_before_the_second_best_of_any() -> None:
+    model = Fixed([0, 0, 0, 0.02, 0.4, 0.3, 0.2, 0.08])
+    found = beam_search(
+        model, torch.randn(1, REGIONS, 1), max_words=1, beam_size=4, num_best=2, groups=2, diversity=3.0
+    )
+    assert [h.tokens[0, 0].item() for h in (found, *found.others)] == [4, 6]  # 5 is the first group's second
+
+
 def test_one_group_without_penalty_is_plain_beam_search(model: CaptionModel) -> None:
     features = torch.randn(5, REGIONS, DIM)
     plain = beam_search(model, features, max_words=6, beam_size=2)
@@ -230,9 +311,20 @@ def test_one_group_without_penalty_is_plain_beam_search(model: CaptionModel) -> 
 
 def test_contradictory_options_are_refused() -> None:
     model, features = Fixed([0, 0, 0.5, 0.2, 0.3]), torch.randn(1, REGIONS, 1)
-    for options in ({"beam_size": 0}, {"beam_size": 3, "groups": 2}, {"beam_size": 2, "num_best": 3}):
-        with pytest.raises(InputError, match="must be at least 1, a multiple of groups"):
+    for options in ({"beam_size": 3, "groups": 2}, {"beam_size": 2, "num_best": 3}):
+        with pytest.raises(InputError, match="must be a multiple of groups"):
             beam_search(model, features, max_words=3, **options)
+    for name in ("beam_size", "num_best", "groups", "max_words"):
+        for wrong in (0, "two", 1.5):
+            with pytest.raises(InputError, match=f"decoding.{name} is .*; needed is a whole number"):
+                beam_search(model, features, **{"max_words": 3, "beam_size": 4, name: wrong})
+    for word in (PAD, END, 99):
+        with pytest.raises(InputError, match="a prefix has words only"):
+            beam_search(model, features, max_words=3, beam_size=2, prefix=[word])
+    with pytest.raises(InputError, match="99 can't be forbidden"):
+        beam_search(model, features, max_words=3, beam_size=2, rules=[Forbidden(ids=[99])])
+    with pytest.raises(InputError, match="alpha is -1"):
+        beam_search(model, features, max_words=3, beam_size=2, length_score=partial(gnmt, alpha=-1))
     with pytest.raises(InputError, match="can't be required"):
         beam_search(model, features, max_words=3, beam_size=2, required=[END])
     with pytest.raises(InputError, match="at most 6 different words"):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captioning.decoding.constraints import Rule, required_bits
+from captioning.decoding.constraints import Rule, required_bits, whole_numbers
 from captioning.decoding.decoded import Decoded, word_log_probs
 from captioning.decoding.hypotheses import Captions, best, extend, keep_best
 from captioning.decoding.length import total
@@ -67,22 +67,28 @@ def beam_search(
         max_words: T at most; a caption cut there has no END.
         beam_size: captions kept an image (and, with required words, a subset of them).
         length_score: `total`, `average`, or `gnmt` with its alpha.
-        num_best: hypotheses returned an image; the second best and later ones are in `others`.
+        num_best: hypotheses returned an image; the second best and later ones are in `others`, of a diverse
+            search the best of each group first. Where the rules leave fewer, the rest has no words and a
+            log-probability of -inf.
         rules: see `constraints`; the prefix is not held against them.
         required: word ids that every caption must contain; where that fails within `max_words`, the caption
             that meets most of them is returned.
         prefix: word ids that every caption begins with.
         groups: of a diverse search; `beam_size` is divided among them.
-        diversity: penalty in nats for each earlier group that chose the same word at the same position.
+        diversity: penalty in nats for each beam of the earlier groups that chose the same word at the same
+            position.
 
     Raises:
         InputError: options that contradict each other.
     """
-    if beam_size < 1 or beam_size % groups or num_best > beam_size:
+    whole_numbers(max_words=max_words, beam_size=beam_size, groups=groups, num_best=num_best)
+    if beam_size % groups or num_best > beam_size:
         raise InputError(
-            f"beam_size {beam_size} must be at least 1, a multiple of groups ({groups}) and no less than "
-            f"num_best ({num_best})"
+            f"beam_size {beam_size} must be a multiple of groups ({groups}) and no less than num_best "
+            f"({num_best})"
         )
+    if wrong := [word for word in prefix if not END < word < model.vocabulary_size]:
+        raise InputError(f"a prefix has words only, and {wrong[0]} is the id of none; found {list(prefix)}")
     bits = required_bits(required, model.vocabulary_size, features.device)
     search = (rules, length_score, max_words, num_best)
     setting = _Setting(beam_size // groups, groups, diversity, bits, 2 ** len(required), *search)
@@ -115,7 +121,7 @@ def _search(
             break
         rows = (source + torch.arange(batch, device=device)[:, None] * places).reshape(-1)
         state, last = pick(step.state, rows), words
-    return best(_collect_cut(finished, captions, met, setting), setting.wanted)
+    return best(_collect_cut(finished, captions, met, setting), setting.wanted, setting.groups)
 
 
 def _begin(
@@ -169,7 +175,7 @@ def _choose(
     for group in range(setting.groups):
         own = slice(group * width, (group + 1) * width)
         scores = totals[:, own] - setting.diversity * said[:, None] if group else totals[:, own]
-        flat = _best_of_group(scores, met[:, own], setting) + group * width * size  # (B, S·K)
+        flat = _best_of_group(scores, setting) + group * width * size  # (B, S·K)
         chosen.append(flat)
         if setting.groups > 1:
             alive = torch.isfinite(totals.flatten(1).gather(1, flat)).float()
@@ -182,18 +188,26 @@ def _choose(
     return source, words, gains.masked_fill(~possible, -torch.inf)
 
 
-def _best_of_group(scores: Tensor, met: Tensor, setting: _Setting) -> Tensor:
+def _best_of_group(scores: Tensor, setting: _Setting) -> Tensor:
     """Rank one group's candidates (B, S·K, V), subset by subset: flat indices (B, S·K)."""
     if setting.subsets == 1:
         return scores.flatten(1).topk(setting.beams).indices
-    reached = met[..., None] | setting.bits  # (B, S·K, V)
-    return torch.cat(
-        [
-            scores.masked_fill(reached != subset, -torch.inf).flatten(1).topk(setting.beams).indices
-            for subset in range(setting.subsets)
-        ],
-        1,
-    )
+    batch, _, size = scores.shape
+    beams, subsets = setting.beams, torch.arange(setting.subsets, device=scores.device)
+    scores = scores.view(batch, setting.subsets, beams, size)
+    # A caption of a subset comes from that subset, by a word that adds nothing to it,
+    adds = (setting.bits & ~subsets[:, None]) > 0  # (S, V)
+    stays = scores.masked_fill(adds[:, None], -torch.inf).flatten(2).topk(beams)  # (B, S, K) of K·V
+    values, places = [stays.values], [stays.indices + subsets[:, None] * beams * size]
+    # or from the subset without one of its words, by that word.
+    for word in setting.bits.nonzero()[:, 0].tolist():
+        bit = int(setting.bits[word])
+        origins = (subsets & ~bit)[:, None] * beams + torch.arange(beams, device=scores.device)  # (S, K)
+        arrived = scores.flatten(1, 2)[:, origins.flatten(), word].view(batch, setting.subsets, beams)
+        values.append(arrived.masked_fill((subsets & bit == 0)[:, None], -torch.inf))
+        places.append((origins * size + word).expand(batch, -1, -1))
+    chosen = torch.cat(values, 2).topk(beams).indices  # (B, S, K)
+    return torch.cat(places, 2).gather(2, chosen).flatten(1)
 
 
 def _compete(sums: Tensor, finished: Captions, setting: _Setting) -> tuple[Tensor, Captions]:
@@ -243,8 +257,9 @@ def _collect_cut(finished: Captions, captions: Captions, met: Tensor, setting: _
     missing = (
         setting.subsets.bit_length() - 1 - sum((met >> i) & 1 for i in range(setting.subsets.bit_length()))
     )
-    # Far below any finished caption's score: a cut caption is returned only for want of a finished one.
-    return keep_best(finished, captions, scores - 1e6 * (1 + missing), setting.groups, setting.beams)
+    # Far below any finished caption's score: a cut caption is returned only for want of a finished one. In
+    # float64, because float32 would round what is left of the score to a quarter of a nat.
+    return keep_best(finished, captions, scores.double() - 1e6 * (1 + missing), setting.groups, setting.beams)
 
 
 def _all_decided(finished: Captions, captions: Captions, setting: _Setting) -> bool:

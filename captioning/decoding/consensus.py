@@ -13,6 +13,7 @@ from torch import Tensor
 
 from captioning.decoding.decoded import Decoded
 from captioning.decoding.sampling import sample
+from captioning.errors import InputError
 from captioning.metrics import CiderD, DocumentFrequencies
 from captioning.models.base import CaptionModel
 from captioning.vocabulary import PAD
@@ -28,6 +29,7 @@ def consensus(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    typical_p: float | None = None,
     seed: int | None = None,
 ) -> Decoded:
     """Return the sample of each image that agrees most with its others, which follow in `others`.
@@ -41,9 +43,16 @@ def consensus(
         temperature: see `sample`, as the options after it.
         top_k: the k most probable words only.
         top_p: the nucleus only.
+        typical_p: the typical words only.
         seed: of the draws.
+
+    Raises:
+        InputError: fewer than 2 samples, or what `sample` refuses.
     """
-    options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    if num_samples < 2:
+        raise InputError(f"a consensus needs 2 samples an image or more, found num_samples={num_samples}")
+    options: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "typical_p": typical_p}
+    options |= {"temperature": temperature, "seed": seed}
     first = sample(model, features, mask, max_words=max_words, num_samples=num_samples, **options)
     draws = [first._replace(others=()), *first.others]
     order = agreement(torch.stack([draw.tokens for draw in draws])).argsort(

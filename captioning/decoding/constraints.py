@@ -1,8 +1,8 @@
 """Rules about which words may come next; beam search applies them to the candidates, not to the model.
 
 Each rule is an object called with the words so far (N, t) and the scores of the next word (N, V); it returns
-the scores with what it forbids at -inf. `RequiredWords` is different: it says which captions may end, see
-`beam`.
+the scores with what it forbids at -inf. Required words are no rule: they say which captions may end, and
+`beam` searches for them.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,10 +48,14 @@ class Forbidden:
     """
 
     def __init__(self, *, ids: Sequence[int] = (UNKNOWN,)) -> None:
+        if any(index < 0 for index in ids):
+            raise InputError(f"word ids start at 0, found {list(ids)}")
         self.ids = list(ids)
 
     def __call__(self, tokens: Tensor, scores: Tensor) -> Tensor:
         """Apply the rule."""
+        if max(self.ids, default=0) >= scores.shape[-1]:
+            raise InputError(f"{max(self.ids)} can't be forbidden: the model has {scores.shape[-1]} words")
         return scores.index_fill(-1, torch.tensor(self.ids, device=scores.device), -torch.inf)
 
 
@@ -70,6 +74,28 @@ class MinimumLength:
         if tokens.shape[1] >= self.words:
             return scores
         return scores.index_fill(-1, torch.tensor([END], device=scores.device), -torch.inf)
+
+
+def whole_numbers(**options: object) -> None:
+    """Refuse options of a decoder that are not whole numbers from 1.
+
+    Raises:
+        InputError: names the first one.
+    """
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"decoding.{name} is {value!r}; needed is a whole number from 1")
+
+
+def shares(**options: object) -> None:
+    """Refuse options of a decoder that are no probability above 0; None leaves one out.
+
+    Raises:
+        InputError: names the first one.
+    """
+    for name, value in options.items():
+        if value is not None and not (isinstance(value, int | float) and 0 < value <= 1):
+            raise InputError(f"decoding.{name} is {value!r}; needed is a share above 0, up to 1, or null")
 
 
 def required_bits(required: Sequence[int], size: int, device: torch.device) -> Tensor:

@@ -65,17 +65,32 @@ def keep_best(finished: Captions, captions: Captions, scores: Tensor, groups: in
     )
 
 
-def best(finished: Captions, wanted: int) -> Decoded:
-    """Give the `wanted` best captions of each image, by `sums`: of finished captions, their scores."""
-    order = finished.sums.topk(wanted).indices  # (B, N)
+def best(finished: Captions, wanted: int, groups: int = 1) -> Decoded:
+    """Give the `wanted` best captions of each image, by `sums`: of finished captions, their scores.
+
+    Args:
+        finished: each group's from the best on.
+        wanted: N; where there are fewer, the rest has no words and a log-probability of -inf.
+        groups: the best of each come before the second best of any.
+    """
+    beams = finished.sums.shape[1] // groups
+    place = torch.arange(finished.sums.shape[1], device=finished.sums.device) % beams  # in its group
+    same = (finished.tokens[:, :, None] == finished.tokens[:, None]).all(-1)  # (B, P, P)
+    again = same.tril(-1).any(-1)  # groups may find the same caption
+    scores = finished.sums.double().masked_fill(again, -torch.inf)
+    # A group's rank outweighs every score, cut captions' included.
+    order = (scores - 1e9 * place * (groups > 1)).topk(wanted).indices  # (B, N)
+    none = torch.isneginf(scores.gather(1, order))
     rows = torch.arange(len(order), device=order.device)
     hypotheses = []
     for rank in range(wanted):
-        tokens = finished.tokens[rows, order[:, rank]]
+        tokens = finished.tokens[rows, order[:, rank]].masked_fill(none[:, rank, None], PAD)
         used = max(1, int((tokens != PAD).sum(1).max()))
         log_probs = finished.log_probs[rows, order[:, rank]].masked_fill(tokens == PAD, 0.0)
+        log_probs[:, 0] = log_probs[:, 0].masked_fill(none[:, rank], -torch.inf)
         attention = None
         if finished.attention is not None:
             attention = finished.attention[rows, order[:, rank]][:, :used]
+            attention = attention.masked_fill((tokens[:, :used] == PAD)[..., None], 0.0)
         hypotheses.append(Decoded(tokens[:, :used], log_probs[:, :used], attention))
     return hypotheses[0]._replace(others=tuple(hypotheses[1:]))

@@ -5,6 +5,8 @@ All of them rise with the length for the same log-probability, which `beam` uses
 
 from torch import Tensor
 
+from captioning.errors import InputError
+
 
 def total(log_prob: Tensor, words: Tensor) -> Tensor:
     """Take the log-probability itself; short captions win."""
@@ -17,5 +19,11 @@ def average(log_prob: Tensor, words: Tensor) -> Tensor:
 
 
 def gnmt(log_prob: Tensor, words: Tensor, *, alpha: float) -> Tensor:
-    """Divide by ((5 + words) / 6)^alpha (Wu et al. 2016, equation 14); alpha 0 is `total`."""
+    """Divide by ((5 + words) / 6)^alpha (Wu et al. 2016, equation 14); alpha 0 is `total`.
+
+    Raises:
+        InputError: a negative alpha, for which the search would stop too early.
+    """
+    if alpha < 0:
+        raise InputError(f"decoding.length_score.alpha is {alpha}; needed is 0 or more")
     return log_prob / ((5 + words) / 6) ** alpha

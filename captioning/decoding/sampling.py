@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from captioning.decoding.constraints import shares, whole_numbers
 from captioning.decoding.decoded import Decoded, word_log_probs
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, pick
@@ -26,6 +27,7 @@ def greedy(model: CaptionModel, features: Tensor, mask: Tensor | None = None, *,
         mask: (B, R) True at real regions.
         max_words: T at most; a caption cut there has no END, because the model did not say it.
     """
+    whole_numbers(max_words=max_words)
     return _one_by_one(model, features, mask, max_words, lambda log_probs: log_probs.argmax(-1))
 
 
@@ -54,11 +56,14 @@ def sample(
         top_p: only the most probable words that together reach this probability.
         typical_p: only the words whose surprise is nearest to the expected one, up to this probability.
         num_samples: captions an image; those after the first are in `others`.
-        seed: of the draws, the same at every call; torch's own state without.
+        seed: of the draws, the same at every call; torch's own state without. What an image gets still
+            depends on which images are in its batch.
 
     Raises:
-        InputError: a temperature that is not above 0.
+        InputError: a temperature that is not above 0, or options that leave no word.
     """
+    whole_numbers(max_words=max_words, num_samples=num_samples, **({} if top_k is None else {"top_k": top_k}))
+    shares(top_p=top_p, typical_p=typical_p)
     if temperature <= 0:
         raise InputError(
             f"decoding.temperature is {temperature}; it must be above 0, use decoding=greedy instead of 0"
