@@ -13,6 +13,7 @@ Read the package in the order in which the data flows:
     attention_statistics    does attention look anywhere in particular?
     checkpoint      what a checkpoint says about itself
     retrieval       captions without a caption model, as baselines
+    references      what captions are scored against
     results         captions in COCO's results format, with their scores
     comparison      two results side by side, as a page
     predictor       a checkpoint + a photograph -> a caption
@@ -20,6 +21,7 @@ Read the package in the order in which the data flows:
     assembly        a composed config -> the parts of a training run
     training        what the trainer gets beside the module
     sweep           what a multirun prints at its end
+    files           written whole or not at all
     extract train evaluate caption baseline demo      the commands
 """
 

@@ -14,6 +14,7 @@ from captioning import results
 from captioning.assembly import build_data
 from captioning.data import CaptionDataModule
 from captioning.entry import command
+from captioning.files import write_text
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def main(config: DictConfig) -> None:
     captions = instantiate(config.retrieval)(datamodule.split("train"), known, wanted)
     image_ids = [record.image_id for record in datamodule.split(config.split)]
     path = Path(config.output_dir) / "captions.json"
-    results.write_text(path, results.as_json(dict(zip(image_ids, captions, strict=True))))
+    write_text(path, results.as_json(dict(zip(image_ids, captions, strict=True))))
     log.info(
         "%d captions are in %s; score them with python -m captioning.evaluate results=…", len(captions), path
     )

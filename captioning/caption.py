@@ -16,7 +16,7 @@ from captioning.errors import InputError
 from captioning.features import read_image
 from captioning.features.images import IMAGE_SUFFIXES
 from captioning.predictor import Caption, Predictor, as_json
-from captioning.visualise import attention_figure, close, grid_margin, save
+from captioning.visualise import PICTURE_FORMATS, attention_figure, close, grid_margin, save
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> None:
     """Print a line a picture; exit status 1 if none could be read."""
     paths = find_images(config.image)
+    pictures = picture_names(config.picture, paths) if config.picture else {}
+    lines = LineFile(config.output) if config.output else None
     wanted = list(config.checkpoint) if isinstance(config.checkpoint, ListConfig) else config.checkpoint
     predictor = Predictor.load(
         wanted,
@@ -32,20 +34,18 @@ def main(config: DictConfig) -> None:
         weights=config.weights,
         hard_context=config.hard_context,
     )
-    target = Path(config.picture) if config.picture else None
-    if target and len(paths) > 1:
-        target.mkdir(parents=True, exist_ok=True)
-    lines, failures = [], 0
+    failures = 0
     for path, caption in caption_all(predictor, paths):
         if caption is None:
             failures += 1
             continue
-        print(f"{path}: {caption.text}", flush=True)
-        lines.append(json.dumps(as_json(str(path), caption), ensure_ascii=False))
-        if target:
-            draw(path, caption, target / f"{path.stem}.png" if target.is_dir() else target)
-    if config.output:
-        write_lines(Path(config.output), lines)
+        print(f"{path}: {caption.text}", *(f"    {text}" for text, _ in caption.others), sep="\n", flush=True)
+        if lines:
+            lines.add(json.dumps(as_json(str(path), caption), ensure_ascii=False))
+        if pictures:
+            draw(path, caption, pictures[path])
+    if lines:
+        lines.finish()
     if failures:
         print(f"{failures} of {len(paths)} pictures could not be read", file=sys.stderr)
         raise SystemExit(1 if failures == len(paths) else 0)
@@ -99,12 +99,63 @@ def draw(path: Path, caption: Caption, target: Path) -> None:
     close(figure)
 
 
-def write_lines(path: Path, lines: list[str]) -> None:
-    """Write a JSONL file under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.partial")
-    fresh.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(fresh, path)
+class LineFile:
+    """A JSONL file that grows under a temporary name, so that a crash leaves what came before it.
+
+    Args:
+        path: the final name.
+
+    Raises:
+        InputError: it is a folder.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        if self.path.is_dir():
+            raise InputError(
+                f"output={path} is a folder; give the name of a file, such as {path}/captions.jsonl"
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._fresh = self.path.with_name(f"{self.path.name}.partial")
+        self._file = self._fresh.open("w", encoding="utf-8")
+
+    def add(self, line: str) -> None:
+        """Write a line."""
+        self._file.write(f"{line}\n")
+        self._file.flush()
+
+    def finish(self) -> None:
+        """Give the file its name."""
+        self._file.close()
+        os.replace(self._fresh, self.path)
+
+
+def picture_names(wanted: str, paths: list[Path]) -> dict[Path, Path]:
+    """Choose where the attention picture of each image goes: one file, or files of their own in a folder.
+
+    Raises:
+        InputError: one file for several images, or a name that is no picture's.
+    """
+    target = Path(wanted)
+    if len(paths) == 1 and not (target.is_dir() or wanted.endswith("/")):
+        if target.suffix.lower() not in PICTURE_FORMATS:
+            raise InputError(
+                f"picture={wanted} must end in one of {', '.join(PICTURE_FORMATS)}, or be a folder"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return {paths[0]: target}
+    if target.is_file() or target.suffix.lower() in PICTURE_FORMATS:
+        raise InputError(f"picture={wanted} names one file for {len(paths)} images; give a folder")
+    target.mkdir(parents=True, exist_ok=True)
+    names: dict[Path, Path] = {}
+    for path in dict.fromkeys(paths):
+        choices = [
+            path.stem,
+            f"{path.parent.name}_{path.stem}",
+            *(f"{path.stem}_{n}" for n in range(2, 10**6)),
+        ]
+        names[path] = next(p for p in (target / f"{c}.png" for c in choices) if p not in names.values())
+    return names
 
 
 if __name__ == "__main__":

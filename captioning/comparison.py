@@ -82,7 +82,8 @@ def score_table(evaluations: Sequence[Evaluation], paired: Mapping[str, Differen
         headings += ["difference", "p"]
         for row in rows:
             test = paired.get(row[0])
-            row += [f"{100 * test.difference:+.1f}", f"{test.p_value:.3f}"] if test else ["–", "–"]
+            known = test and not math.isnan(test.p_value)
+            row += [f"{100 * test.difference:+.1f}", f"{test.p_value:.3f}"] if test and known else ["–", "–"]
     return Table("scores × 100 [95 % interval]", headings, rows)
 
 

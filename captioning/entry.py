@@ -1,7 +1,9 @@
 """What all commands share: the config folder, and bad input told in one sentence instead of a traceback."""
 
+import errno
 import functools
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from captioning.errors import InputError
 from captioning.vocabulary import SPECIAL_WORDS, UNKNOWN, Vocabulary
@@ -24,6 +27,7 @@ _NOISE = (
     ".*LeafSpec.*",  # Lightning 2.6 with torch 2.15, on every fit
     ".*does not have many workers.*",  # one batch is one read; workers gain nothing on two cores
     ".*obtained by tracing the model in eval mode are a subsequence.*",  # only evaluation nodes are cut
+    ".*dirpath has changed.*",  # a resumed run has a folder of its own; BestCheckpoint sees to it
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*Experiment logs directory .* exists and is not empty.*",  # Hydra has put its own files there
 )
@@ -41,10 +45,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             quieten()
             try:
                 return main(config)
-            except (InputError, InstantiationException) as error:
-                # Hydra wraps what a constructor raises; the user's mistake is inside.
-                told = error if isinstance(error, InputError) else error.__cause__
-                if not isinstance(told, InputError):
+            except (InputError, InstantiationException, OmegaConfBaseException, OSError) as error:
+                told = _told(error)
+                if told is None or os.environ.get("HYDRA_FULL_ERROR"):
                     raise
                 if HydraConfig.get().mode == RunMode.MULTIRUN:
                     raise told from None  # the other runs of the sweep go on
@@ -57,6 +60,35 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)
 
     return decorate
+
+
+def _told(error: Exception) -> InputError | None:
+    """Say in a sentence what the user can mend; None for what is a fault of the program."""
+    if isinstance(error, InputError):
+        return error
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return (
+            InputError(f"the disk is full ({error}); make room and run the command again") if full else None
+        )
+    if isinstance(error, InstantiationException):  # Hydra wraps what a constructor raises
+        cause = error.__cause__
+        if isinstance(cause, InputError):
+            return cause
+        key = str(error).rpartition("full_key: ")[2].strip() or "the config"
+        return InputError(f"{key} can't be built as given: {cause!r}; HYDRA_FULL_ERROR=1 tells more")
+    if isinstance(error, MissingMandatoryValue):
+        return InputError(f"the option {error.full_key}=… is needed")
+    return InputError(str(error).partition("\n")[0])
+
+
+def _named_after(file: str) -> str:
+    """Name data after a file and its folder, so that two data sets don't share a feature file."""
+    path = Path(file).absolute()
+    return f"{path.parent.name}-{path.stem}"
+
+
+OmegaConf.register_new_resolver("named_after", _named_after, replace=True)
 
 
 def build_decoder(config: DictConfig, vocabulary: Vocabulary) -> Callable[..., Any]:

@@ -7,11 +7,12 @@ status is 2 where a metric that was asked for could not be had; everything else 
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
@@ -25,43 +26,15 @@ from rich.text import Text
 from captioning import checkpoint, comparison, results
 from captioning.checkpoint import Loaded
 from captioning.data import CaptionDataModule
-from captioning.data.annotations import Annotated, read_coco
 from captioning.decoding import Decoded
 from captioning.entry import build_decoder, command
 from captioning.errors import InputError
-from captioning.predictor import load_members
+from captioning.files import write_text
+from captioning.predictor import further, load_members
+from captioning.references import References, paths_of, read_references, with_frequencies, with_remedy
 from captioning.results import Evaluation
 
 log = logging.getLogger(__name__)
-
-_BEST = ("best.ckpt", "last.ckpt")
-
-
-class References(NamedTuple):
-    """What captions are held against: a split's records by image id, and the training captions if known."""
-
-    name: str
-    records: dict[str, Annotated]
-    training: list[str]
-
-    @classmethod
-    def of(cls, name: str, records: list[Annotated], split: str) -> "References":
-        """Keep one split's records and the training captions.
-
-        Raises:
-            InputError: there is no such split.
-        """
-        chosen = {record.image_id: record for record in records if record.split == split}
-        if not chosen:
-            splits = ", ".join(sorted({record.split for record in records})) or "nothing"
-            raise InputError(f"{name} has no split {split!r}; it has {splits}: choose one with split=")
-        training = [text for record in records if record.split == "train" for text in record.captions]
-        return cls(f"{name} {split}", chosen, training)
-
-    @property
-    def captions(self) -> dict[str, tuple[str, ...]]:
-        """Give the reference captions by image id."""
-        return {image_id: record.captions for image_id, record in self.records.items()}
 
 
 @command("evaluate")
@@ -88,9 +61,16 @@ def check_options(config: DictConfig) -> None:
         raise InputError("results= scores one file and compare= two; give one of them")
     if not (config.results or config.compare or config.checkpoint):
         raise InputError("nothing to evaluate: give checkpoint=…, results=a.json or compare=[a.json,b.json]")
-    if config.compare and (isinstance(config.compare, str) or len(config.compare) != 2):
+    pair = [] if isinstance(config.compare, str) else list(config.compare or [])
+    if config.compare and (len(pair) != 2 or not all(pair)):
         raise InputError(f"compare={config.compare} must be a list of two files: compare=[a.json,b.json]")
-    results.check_metrics(config.metrics)
+    results.check_metrics(config.metrics or [])
+    if not (isinstance(config.resamples, int) and config.resamples >= 1 and isinstance(config.seed, int)):
+        raise InputError(
+            f"resamples={config.resamples} and seed={config.seed} must be whole, from 1 and 0 on"
+        )
+    if config.seed < 0:
+        raise InputError(f"seed={config.seed} must be a whole number from 0")
     names = [f"bleu_{n}" if metric == "bleu" else metric for metric in config.metrics for n in range(1, 5)]
     if config.compare and config.page_metric not in names:
         choice = ", ".join(dict.fromkeys(names))
@@ -99,15 +79,17 @@ def check_options(config: DictConfig) -> None:
 
 def evaluate_model(config: DictConfig) -> Evaluation:
     """Caption a split with a checkpoint's model; write and score the captions."""
-    loaded = load_members(_paths(config), hard_context=config.hard_context)
+    loaded = load_members(paths_of(config), hard_context=config.hard_context)
     datamodule = build_data(config, loaded)
     records = [record for split in datamodule.records.values() for record in split]
-    references = References.of(str(datamodule.name), records, config.split)
+    references = with_frequencies(config, References.of(str(datamodule.name), records, config.split))
     torch.manual_seed(config.seed)
-    captions, milliseconds = caption_split(config, loaded, datamodule)
+    captions, others, milliseconds = caption_split(config, loaded, datamodule)
     if empty := [image_id for image_id, text in captions.items() if not text.strip()]:
         log.warning("%d captions are empty, first that of image %s", len(empty), empty[0])
-    results.write_text(Path(config.output_dir) / "captions.json", results.as_json(captions))
+    write_text(Path(config.output_dir) / "captions.json", results.as_json(captions))
+    if any(others.values()):
+        write_text(Path(config.output_dir) / "others.json", results.as_json(others))
     evaluation = evaluate(config, str(config.checkpoint), captions, references)
     said = {
         "decoding": OmegaConf.to_container(config.decoding, resolve=True),
@@ -116,12 +98,6 @@ def evaluate_model(config: DictConfig) -> Evaluation:
     write_scores(config, [evaluation], references, said)
     log.info("%.2f ms an image to decode", milliseconds)
     return evaluation
-
-
-def _paths(config: DictConfig) -> list[str]:
-    """List the checkpoints: one, or the members of an ensemble."""
-    given = config.checkpoint
-    return [str(path) for path in given] if OmegaConf.is_config(given) else [str(given)]
 
 
 def build_data(config: DictConfig, loaded: Loaded) -> CaptionDataModule:
@@ -147,29 +123,25 @@ def build_data(config: DictConfig, loaded: Loaded) -> CaptionDataModule:
         )
         datamodule.setup()
     except (InputError, InstantiationException) as error:  # the latter for options of an older version
-        raise _with_remedy(error, own) from error
+        raise with_remedy(error, own) from error
     return datamodule
-
-
-def _with_remedy(error: Exception, own: bool) -> Exception:
-    """Say what helps where the checkpoint's own data config doesn't."""
-    if not own:
-        return error
-    said = str(error) if isinstance(error, InputError) else repr(error.__cause__)
-    return InputError(
-        f"{said}; the checkpoint's data can't be used as it says: give data=… (and features=… if they differ)"
-    )
 
 
 @torch.no_grad()
 def caption_split(
     config: DictConfig, loaded: Loaded, datamodule: CaptionDataModule
-) -> tuple[dict[str, str], float]:
-    """Caption every image of the split; also the milliseconds an image took from features to text."""
+) -> tuple[dict[str, str], dict[str, list[str]], float]:
+    """Caption every image of the split.
+
+    Returns:
+        captions and lists of further hypotheses by image id, and the milliseconds an image took from
+        features to text.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = loaded.model.to(device)
     decoding: Callable[..., Decoded] = build_decoder(config.decoding, loaded.vocabulary)
     captions: dict[str, str] = {}
+    others: dict[str, list[str]] = {}
     seconds = 0.0
     batches = datamodule.image_dataloader(config.split, sealed=True)
     for batch in track(batches, "captioning", console=Console(stderr=True), transient=True):
@@ -180,23 +152,9 @@ def caption_split(
         texts = [loaded.vocabulary.decode(row) for row in decoded.tokens.tolist()]
         seconds += time.perf_counter() - started
         captions.update(zip(batch.image_ids, texts, strict=True))
-    return captions, 1000 * seconds / len(captions)
-
-
-def read_references(config: DictConfig) -> References:
-    """Read references from a COCO captions file, the data config, or a checkpoint's; without features."""
-    if config.references:
-        records = read_coco(config.references, config.images or "", config.split)
-        return References.of(Path(config.references).name, records, config.split)
-    if config.get("data") is not None:
-        return References.of(config.data.name, instantiate(config.data.reader)(), config.split)
-    if not config.checkpoint:
-        raise InputError("no references: give references=captions.json, data=… or checkpoint=…")
-    data = checkpoint.read(checkpoint.locate(_paths(config)[0], _BEST))["captioning"]["data"]
-    try:
-        return References.of(data["name"], checkpoint.build(data["reader"])(), config.split)
-    except (InputError, InstantiationException) as error:
-        raise _with_remedy(error, own=True) from error
+        for row, image_id in enumerate(batch.image_ids):
+            others[image_id] = [text for text, _ in further(decoded, loaded.vocabulary, row)]
+    return captions, others, 1000 * seconds / len(captions)
 
 
 def evaluate(config: DictConfig, name: str, captions: dict[str, str], references: References) -> Evaluation:
@@ -206,15 +164,16 @@ def evaluate(config: DictConfig, name: str, captions: dict[str, str], references
         captions,
         references.captions,
         metrics=list(config.metrics),
-        training=references.training,
+        training=[text for captions in references.training for text in captions],
         seed=config.seed,
         resamples=config.resamples,
+        frequencies=references.frequencies,
     )
 
 
 def evaluate_file(config: DictConfig) -> Evaluation:
     """Score a result file."""
-    references = read_references(config)
+    references = with_frequencies(config, read_references(config))
     captions = results.read_results(config.results, references.records.keys(), allow_empty=config.allow_empty)
     [name] = comparison.names_of([config.results])
     evaluation = evaluate(config, name, captions, references)
@@ -224,7 +183,7 @@ def evaluate_file(config: DictConfig) -> Evaluation:
 
 def compare_files(config: DictConfig) -> list[Evaluation]:
     """Score two result files, test their difference, write the page."""
-    references = read_references(config)
+    references = with_frequencies(config, read_references(config))
     read = [
         results.read_results(path, references.records.keys(), allow_empty=config.allow_empty)
         for path in config.compare
@@ -242,7 +201,7 @@ def compare_files(config: DictConfig) -> list[Evaluation]:
     text = comparison.page(
         chosen, names=names, data=references.name, metric=metric, tables=tables, total=len(examples)
     )
-    results.write_text(Path(config.output_dir) / "comparison.html", text)
+    write_text(Path(config.output_dir) / "comparison.html", text)
     return evaluations
 
 
@@ -260,11 +219,12 @@ def write_scores(
         "references": references.name,
         "num_images": len(references.records),
         "units": "scores and intervals (95 %) are times 100, diversity shares are fractions",
-        "document_frequencies": "the references of these images",
+        "document_frequencies": references.frequencies.source if references.frequencies else None,
         "systems": [{"name": e.name, **results.plain(e)} for e in evaluations],
         "paired": {
             metric: {"difference": results.percent(test.difference), "p_value": round(test.p_value, 6)}
             for metric, test in paired.items()
+            if not math.isnan(test.p_value)
         },
         "options": {
             key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
@@ -274,9 +234,9 @@ def write_scores(
         **said,
     }
     folder = Path(config.output_dir)
-    results.write_text(folder / "images.csv", comparison.csv_text(evaluations))
+    write_text(folder / "images.csv", comparison.csv_text(evaluations))
     text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
-    results.write_text(folder / "scores.json", f"{text}\n")
+    write_text(folder / "scores.json", f"{text}\n")
     for table in tables:
         show(table)
     return tables

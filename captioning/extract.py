@@ -14,7 +14,7 @@ from captioning.data.download import download_coco
 from captioning.entry import command
 from captioning.errors import InputError
 from captioning.features import extract, verify
-from captioning.progress import track
+from captioning.progress import SayBytes, track
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ def main(config: DictConfig) -> None:
         raise InputError(f"on_error is {config.on_error!r}; it is fail or skip")
     path = Path(config.features.path)
     if config.download:
-        log.info("COCO 2014 is in %s", ", ".join(map(str, download_coco(Path(config.data_root) / "coco"))))
+        found = download_coco(Path(config.data_root) / "coco", on_progress=SayBytes())
+        log.info("COCO 2014 is in %s", ", ".join(map(str, found)))
     if config.verify:
         check(path)
         return

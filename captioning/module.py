@@ -89,7 +89,7 @@ class CaptioningModule(LightningModule):
                 batch_size=tokens,
             )
         if not torch.isfinite(terms["loss"]):
-            raise FloatingPointError(
+            raise InputError(
                 f"the loss is {terms['loss'].item()} at step {self.global_step}; lower optimizer.lr, set "
                 "trainer.gradient_clip_val=1 or trainer.precision=32, and go on with resume=<run folder>"
             )

@@ -5,6 +5,7 @@ caption = predictor(read_image("dog.jpg"))
 caption.text, caption.words, caption.attention
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ class Caption(NamedTuple):
     """One caption.
 
     text, words: the T words as one string and as a list.
+    others: further hypotheses or samples of this picture, best first, with their log-probabilities.
     attention: (T, R) or None.
     log_prob: of the whole caption, in nats.
     boxes: (R, 4) of detector regions as fractions of the picture, or None for a grid.
@@ -39,6 +41,7 @@ class Caption(NamedTuple):
     log_prob: float
     boxes: np.ndarray | None
     image_size: tuple[int, int]
+    others: tuple[tuple[str, float], ...] = ()
 
 
 def load_members(
@@ -144,9 +147,27 @@ class Predictor:
         if decoded.attention is not None:
             attention = decoded.attention[row, : len(words), :count].float().cpu().numpy()
         log_prob = float(decoded.log_probs[row].sum())
-        return Caption(" ".join(words), words, attention, log_prob, boxes, self.backbone.image_size)
+        size = self.backbone.image_size
+        others = further(decoded, self.vocabulary, row)
+        return Caption(" ".join(words), words, attention, log_prob, boxes, size, others)
+
+
+def further(decoded: Decoded, vocabulary: Vocabulary, row: int) -> tuple[tuple[str, float], ...]:
+    """Give one image's hypotheses or samples after the first: texts and log-probabilities."""
+    listed = [
+        (vocabulary.decode(one.tokens[row].tolist()), float(one.log_probs[row].sum()))
+        for one in decoded.others
+    ]
+    return tuple((text, log_prob) for text, log_prob in listed if log_prob > -math.inf)
 
 
 def as_json(name: str, caption: Caption) -> dict[str, Any]:
     """Say a caption in plain values, for a JSON line."""
-    return {"image": name, "caption": caption.text, "log_prob": round(caption.log_prob, 4)}
+    said: dict[str, Any] = {
+        "image": name,
+        "caption": caption.text,
+        "log_prob": round(caption.log_prob, 4),
+    }
+    if caption.others:
+        said["others"] = [{"caption": text, "log_prob": round(value, 4)} for text, value in caption.others]
+    return said

@@ -9,7 +9,6 @@ that must not count as novel.
 
 import json
 import math
-import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captioning.errors import InputError
-from captioning.metrics import METRICS, Score, score_all
+from captioning.metrics import METRICS, DocumentFrequencies, Score, score_all
 from captioning.metrics import tokenize as tokenize_as_toolkit
 from captioning.metrics.bleu import NUM_ORDERS, count_bleu
 from captioning.metrics.diversity import Bucket, Diversity, by_length, measure
@@ -28,6 +27,7 @@ from captioning.metrics.statistics import (
     bleu_rows,
     bootstrap,
     mean_rows,
+    meteor_rows,
     randomization_test,
 )
 from captioning.vocabulary import tokenize
@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
 
     captions: by image id.
     scores: by metric; fractions.
-    rows: what resampling needs, by metric; METEOR's corpus score is no sum over images, so it has none.
+    rows: what resampling needs, by metric.
     intervals: 95 % bootstrap, by metric; empty for a single image.
     novel_is_known: whether there were training captions to hold the captions against.
     lengths: mean score of `length_metric` by number of words.
@@ -61,9 +61,15 @@ class Evaluation(NamedTuple):
     unavailable: dict[str, str]
 
 
-def as_json(captions: Mapping[str, str]) -> str:
-    """Write a result file's text, an entry a line; ids that are plain integers become integers again."""
-    entries = [{"image_id": _as_integer(image_id), "caption": text} for image_id, text in captions.items()]
+def as_json(captions: Mapping[str, str] | Mapping[str, list[str]]) -> str:
+    """Write a result file's text, an entry a line; ids that are plain integers become integers again.
+
+    Lists of captions, which the format does not know, stand under `captions`.
+    """
+    entries = [
+        {"image_id": _as_integer(image_id), "caption" if isinstance(said, str) else "captions": said}
+        for image_id, said in captions.items()
+    ]
     return "[\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in entries) + "\n]\n"
 
 
@@ -158,6 +164,7 @@ def evaluate(
     training: Sequence[str] = (),
     seed: int = 0,
     resamples: int = 1000,
+    frequencies: DocumentFrequencies | None = None,
 ) -> Evaluation:
     """Score captions, and say how sure the scores are and what they don't tell.
 
@@ -169,12 +176,13 @@ def evaluate(
         training: captions against which novelty is meant; none if they are not known.
         seed: of the bootstrap.
         resamples: of the bootstrap.
+        frequencies: that weigh CIDEr-D's n-grams; those of the references, as the toolkit does, if None.
 
     Raises:
         InputError: an unknown metric.
     """
     check_metrics(metrics)
-    scores, unavailable = _score(captions, references, metrics)
+    scores, unavailable = _score(captions, references, metrics, frequencies)
     rows = _rows(captions, references, scores)
     intervals = {}
     if len(captions) > 1:
@@ -211,17 +219,19 @@ def check_metrics(metrics: Sequence[str]) -> None:
 
 
 def _score(
-    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], metrics: Sequence[str]
+    captions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    metrics: Sequence[str],
+    frequencies: DocumentFrequencies | None,
 ) -> tuple[dict[str, Score], dict[str, str]]:
     """Compute the metrics that can be; those in Python always can."""
-    scores = score_all([metric for metric in metrics if metric not in _JAVA_METRICS], captions, references)
-    unavailable = {}
-    for metric in metrics:
-        if metric in _JAVA_METRICS:
-            try:
-                scores |= score_all([metric], captions, references)
-            except RuntimeError as error:  # something is missing, or the program failed
-                unavailable[metric] = str(error)
+    ours = [metric for metric in metrics if metric not in _JAVA_METRICS]
+    scores, unavailable = score_all(ours, captions, references, frequencies), {}
+    for metric in (metric for metric in metrics if metric in _JAVA_METRICS):
+        try:
+            scores |= score_all([metric], captions, references)
+        except RuntimeError as error:  # something is missing, or the program failed
+            unavailable[metric] = str(error)
     return scores, unavailable
 
 
@@ -229,6 +239,8 @@ def _rows(
     captions: Mapping[str, str], references: Mapping[str, Sequence[str]], scores: Mapping[str, Score]
 ) -> dict[str, Rows]:
     rows = {metric: mean_rows(score.per_image) for metric, score in scores.items() if metric != "meteor"}
+    if "meteor" in scores and scores["meteor"].statistics:
+        rows["meteor"] = meteor_rows(scores["meteor"].statistics)
     if "bleu_1" in scores:
         counts = count_bleu(
             [_ngram_words(caption) for caption in captions.values()],
@@ -279,14 +291,3 @@ def plain(evaluation: Evaluation) -> dict[str, Any]:
 def percent(fraction: float) -> float | None:
     """Multiply by 100; None for NaN, which JSON has no word for (SPICE gives it)."""
     return None if math.isnan(fraction) else round(100 * fraction, 4)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it, so that nobody sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        fresh.write_text(text, encoding="utf-8", newline="")
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from captioning.results import write_text
+from captioning.files import write_text
 
 log = logging.getLogger(__name__)
 

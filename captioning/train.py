@@ -2,21 +2,25 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig
 
 from captioning import checkpoint
 from captioning.assembly import build_data, build_module, starting_point, take_up
+from captioning.data import CaptionDataModule
 from captioning.entry import command
+from captioning.errors import InputError
 from captioning.features import extract
+from captioning.features.weights import is_file_name
+from captioning.files import write_text
 from captioning.module import CaptioningModule
 from captioning.objectives import SelfCritical
 from captioning.progress import track
-from captioning.results import write_text
 from captioning.training import SafeCheckpointIO, TraceShapes
 
 log = logging.getLogger(__name__)
@@ -27,6 +31,15 @@ def train(config: DictConfig) -> float | None:
     seed_everything(config.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
     start = starting_point(config)
+    if config.resume and start and start["epoch"] + 1 >= (config.trainer.max_epochs or 10**9):
+        raise InputError(
+            f"resume={config.resume} has trained {start['epoch'] + 1} epochs and max_epochs is "
+            f"{config.trainer.max_epochs}; give a larger max_epochs= to go on"
+        )
+    if is_file_name(weights := str((config.features.get("extractor") or {}).get("weights", ""))):
+        config.features.extractor.weights = str(
+            Path(weights).absolute()
+        )  # a checkpoint is used from anywhere
     if config.prepare:
         prepare(config)
     datamodule = build_data(config, words=start["captioning"]["words"] if start else None)
@@ -53,12 +66,7 @@ def train(config: DictConfig) -> float | None:
         len(module.vocabulary),
         config.output_dir,
     )
-    trainer.fit(
-        module,
-        datamodule=datamodule,
-        ckpt_path=checkpoint.locate(config.resume) if config.resume else None,
-        weights_only=True,
-    )
+    fit(trainer, module, datamodule, config)
     if trainer.is_global_zero:
         summarise(config, module, count)
     best = trainer.checkpoint_callback
@@ -66,6 +74,20 @@ def train(config: DictConfig) -> float | None:
         return None
     log.info("best %s %.3f: %s", best.monitor, best.best_model_score, best.best_model_path)
     return float(best.best_model_score)
+
+
+def fit(
+    trainer: Trainer, module: CaptioningModule, datamodule: CaptionDataModule, config: DictConfig
+) -> None:
+    """Train, from a run's last epoch on if there is one to resume; Ctrl-C ends with the way to go on."""
+    last = checkpoint.locate(config.resume) if config.resume else None
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=last, weights_only=True)
+    except SystemExit:  # how Lightning ends after Ctrl-C
+        if trainer.interrupted:
+            print(f"stopped; the last whole epoch goes on with resume={config.output_dir}", file=sys.stderr)
+            raise SystemExit(130) from None
+        raise
 
 
 def summarise(config: DictConfig, module: CaptioningModule, parameters: int) -> None:
@@ -83,6 +105,8 @@ def prepare(config: DictConfig) -> None:
         extractor = instantiate(config.features.extractor)
         report = extract(extractor, images, config.features.path, progress=track, **config.features.run)
         log.info("extracted %d images in %.0f s to %s", report.done_now, report.seconds, config.features.path)
+        for image_id, problem in report.unreadable:
+            log.warning("left out, as it can't be read: %s: %s", image_id, problem)
 
 
 @command("train")

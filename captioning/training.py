@@ -3,11 +3,13 @@
 import errno
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from PIL import Image
@@ -15,6 +17,7 @@ from torch import nn
 
 from captioning.data import Batch, CaptionDataModule, ImageDataset
 from captioning.errors import InputError
+from captioning.features import read_image
 from captioning.module import CaptioningModule
 from captioning.visualise import attention_figure, close, grid_margin
 
@@ -50,6 +53,28 @@ class SafeCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best epoch as `best.ckpt`; a resumed run in a folder of its own inherits the best one so far.
+
+    Lightning takes up the best score only where the folder is the same.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score, and copy its file here."""
+        super().load_state_dict(state_dict)
+        old, score = Path(state_dict["best_model_path"] or "."), state_dict["best_model_score"]
+        if self.dirpath is None or state_dict["dirpath"] == self.dirpath or not old.is_file():
+            return
+        new = Path(self.dirpath) / old.name
+        new.parent.mkdir(parents=True, exist_ok=True)
+        fresh = new.with_name(f"{new.name}.partial")
+        shutil.copyfile(old, fresh)
+        os.replace(fresh, new)
+        self.best_model_path = self.kth_best_model_path = str(new)
+        self.best_model_score = self.kth_value = score
+        self.best_k_models = {str(new): score}
+
+
 class SampleCaptions(Callback):
     """Captions a few images after every epoch; their attention pictures go to TensorBoard.
 
@@ -59,6 +84,7 @@ class SampleCaptions(Callback):
 
     def __init__(self, *, images: int) -> None:
         self.images = images
+        self._warned = False
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the captions."""
@@ -90,12 +116,22 @@ class SampleCaptions(Callback):
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger) and decoded.attention is not None and words:
                     attention = decoded.attention[position, : len(words)].float().cpu().numpy()
-                    with Image.open(record.path) as image:
-                        figure = self._figure(
-                            module, data, record.image_id, image.convert("RGB"), words, attention
-                        )
+                    image = self._picture(record.path)
+                    if image is None:
+                        continue
+                    figure = self._figure(module, data, record.image_id, image, words, attention)
                     logger.experiment.add_figure(f"{split}/{record.image_id}", figure, trainer.current_epoch)
                     close(figure)
+
+    def _picture(self, path: Path) -> Image.Image | None:
+        """Read a picture to draw attention on; training needs only its features, and goes on without."""
+        try:
+            return read_image(path)
+        except InputError as error:
+            if not self._warned:
+                log.warning("no attention pictures in the log: %s", error)
+            self._warned = True
+            return None
 
     @staticmethod
     def _figure(

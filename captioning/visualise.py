@@ -96,6 +96,9 @@ def overlay(
     return lit.clip(0, 255).astype(np.uint8)
 
 
+PICTURE_FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
+
+
 def save(figure: Any, path: Any) -> None:
     """Write the figure to a file of any format that matplotlib knows by its suffix."""
     figure.savefig(path, dpi=100)

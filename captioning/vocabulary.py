@@ -9,6 +9,8 @@ that happens to contain "<start>" contains an ordinary word.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from captioning.errors import InputError
+
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
 SPECIAL_WORDS = ("<pad>", "<start>", "<end>", "<unk>")
 
@@ -51,7 +53,7 @@ class Vocabulary:
             min_count: rarer words are left out even where there is room.
         """
         if size <= len(SPECIAL_WORDS):
-            raise ValueError(
+            raise InputError(
                 f"vocabulary size {size} leaves no room for words; it counts the 4 special ids too"
             )
         counts = Counter(word for caption in captions for word in tokenize(caption))

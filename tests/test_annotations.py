@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from pycocotools.coco import COCO
 
-from captioning.data.annotations import Annotated, read_coco, read_flickr, read_karpathy, read_pairs
+from captioning.data.annotations import Annotated, read_coco, read_flickr, read_karpathy
+from captioning.data.own import read_pairs
 from captioning.data.sampling import sample_captions
 from captioning.data.toy import (
     KINDS,
@@ -108,15 +109,16 @@ class TestFlickr:
         splits = {"train": tmp_path / "train", "val": tmp_path / "val"}
         return {"tokens": tmp_path / "tokens", "images": "images", "splits": splits}
 
-    def test_surplus_lines_are_dropped_with_a_message(self, tmp_path: Path) -> None:
-        messages: list[str] = []
+    def test_surplus_lines_are_dropped_with_a_message(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         tokens = "a.jpg#0\tA dog .\na.jpg#1\tDogs .\nb.jpg#0\tA cat .\nx.jpg.1#0\tNobody .\n"
-        records = read_flickr(**self.write(tmp_path, tokens), on_message=messages.append)
+        records = read_flickr(**self.write(tmp_path, tokens))
         assert [(r.image_id, r.split, r.captions) for r in records] == [
             ("a.jpg", "train", ("A dog .", "Dogs .")),
             ("b.jpg", "val", ("A cat .",)),
         ]
-        assert len(messages) == 1 and "left out 1 lines" in messages[0] and "x.jpg.1" in messages[0]
+        assert "left out 1 lines that name no picture (x.jpg.1)" in caplog.text
 
     def test_lists_that_do_not_match_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="lists b.jpg but"):
@@ -154,13 +156,40 @@ class TestPairs:
         [
             ("m.csv", "picture,caption\na,b\n", "record 1: needs the fields 'image' and 'caption'"),
             ("m.jsonl", "{oops\n", "line 1 is not JSON"),
-            ("m.txt", "a b", "needed .csv, .tsv or .jsonl"),
+            ("m.jsonl", '["a.jpg", "x"]\n', "record 1: needs the fields .* found list"),
+            ("m.jsonl", '{"image": "a.jpg", "caption": ["x", 3]}\n', "list of texts"),
+            ("m.csv", "", "has no records"),
+            ("m.txt", "a b", "needed a folder, .csv, .tsv or .jsonl"),
         ],
     )
     def test_another_form_is_refused(self, tmp_path: Path, name: str, text: str, message: str) -> None:
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=message):
             read_pairs(tmp_path / name)
+
+    def test_captions_keep_their_words_whatever_separates_them(self, tmp_path: Path) -> None:
+        (tmp_path / "m.CSV").write_text('Image, caption\na.jpg,"a dog\nruns"\nb.jpg, a\u2028cat \n')
+        assert [r.captions for r in read_pairs(tmp_path / "m.CSV")] == [("a dog runs",), ("a cat",)]
+        lines = [{"image": 7, "caption": ["a dog", "it\x85runs"]}, {"image": "b", "caption": "x"}]
+        text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+        (tmp_path / "m.jsonl").write_text(text, encoding="utf-8")
+        assert [r.captions for r in read_pairs(tmp_path / "m.jsonl")] == [("a dog", "it runs"), ("x",)]
+
+    def test_a_folder_has_captions_beside_its_pictures(self, tmp_path: Path) -> None:
+        for name, text in (("a", "a dog\n\nit runs\n"), ("b", "a cat\n")):
+            (tmp_path / f"{name}.jpg").write_bytes(b"")
+            (tmp_path / f"{name}.txt").write_text(text)
+        records = read_pairs(tmp_path, val_share=0.5)
+        assert {r.path: r.captions for r in records} == {
+            tmp_path / "a.jpg": ("a dog", "it runs"),
+            tmp_path / "b.jpg": ("a cat",),
+        }
+        assert {r.split for r in records} == {"train", "val"}
+        (tmp_path / "b.txt").unlink()
+        with pytest.raises(InputError, match="1 pictures without one, first b.jpg"):
+            read_pairs(tmp_path)
+        with pytest.raises(InputError, match="val_share is 2"):
+            read_pairs(tmp_path, val_share=2)
 
     def test_a_file_that_is_not_text_is_refused(self, tmp_path: Path) -> None:
         (tmp_path / "m.csv").write_bytes(b"\xff\xfe\x00")
@@ -275,9 +304,20 @@ class TestToy:
         stamp = one[0].path.stat().st_mtime_ns
         read_toy(tmp_path / "a", {"train": 3, "val": 2}, seed=1)
         assert one[0].path.stat().st_mtime_ns == stamp
-        assert [r.captions for r in read_toy(tmp_path / "a", {"train": 3, "val": 2}, seed=2)] != [
+        assert [r.captions for r in read_toy(tmp_path / "c", {"train": 3, "val": 2}, seed=2)] != [
             r.captions for r in one
         ]
+
+    def test_nothing_that_is_there_is_replaced(self, tmp_path: Path) -> None:
+        read_toy(tmp_path / "a", {"train": 3}, seed=1)
+        with pytest.raises(InputError, match=r"holds a toy set drawn with .* but needed is .*'seed': 2"):
+            read_toy(tmp_path / "a", {"train": 3}, seed=2)
+        assert len(read_toy(tmp_path / "a", {"train": 3}, seed=1)) == 3
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "letter.txt").write_text("dear")
+        with pytest.raises(InputError, match="holds files but no toy set"):
+            read_toy(tmp_path / "mine", {"train": 3}, seed=1)
+        assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
     def test_the_written_scenes_agree_with_their_captions(self, tmp_path: Path) -> None:
         records = read_toy(tmp_path / "a", {"val": 5}, seed=1)

@@ -12,6 +12,8 @@ import h5py
 import pytest
 from PIL import Image
 
+from captioning.caption import picture_names
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -82,6 +84,20 @@ class TestCaption:
         done = call("evaluate", *options, cwd=tmp_path)
         assert done.returncode == 0 and (tmp_path / "scores" / "scores.json").is_file(), done.stderr
 
+    def test_every_hypothesis_is_printed_and_written(
+        self, run_folder: Path, toy_root: Path, tmp_path: Path
+    ) -> None:
+        image = toy_root / "toy" / "images" / "val_00000.jpg"
+        done = call(
+            "caption", f"checkpoint={run_folder}", f"image={image}", "decoding=beam", "decoding.num_best=3",
+            f"output={tmp_path / 'out.jsonl'}",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        said = json.loads((tmp_path / "out.jsonl").read_text())
+        texts = [said["caption"], *(other["caption"] for other in said["others"])]
+        assert done.stdout.splitlines() == [f"{image}: {texts[0]}", f"    {texts[1]}", f"    {texts[2]}"]
+        assert len(set(texts)) == 3
+
     def test_required_and_first_words_are_given_as_words(self, run_folder: Path, toy_root: Path) -> None:
         image = next((toy_root / "toy" / "images").glob("test_*.jpg"))
         options = [f"checkpoint={run_folder}", f"image={image}", "decoding=beam"]
@@ -96,6 +112,14 @@ class TestCaption:
         done = call("caption", f"checkpoint={run_folder}", f"image={image}", f"picture={tmp_path / 'a.png'}")
         assert done.returncode == 0, done.stderr
         assert Image.open(tmp_path / "a.png").width > 800
+
+    def test_pictures_of_the_same_name_stay_apart(self, tmp_path: Path) -> None:
+        paths = [Path("a/1.jpg"), Path("b/1.jpg"), Path("c/a/1.jpg"), Path("b/2.jpg")]
+        names = picture_names(str(tmp_path / "new"), paths)
+        assert [name.name for name in names.values()] == ["1.png", "b_1.png", "a_1.png", "2.png"]
+        assert (tmp_path / "new").is_dir()
+        [alone] = picture_names(f"{tmp_path}/folder/", paths[:1]).values()
+        assert alone == tmp_path / "folder" / "1.png"
 
     def test_one_bad_file_is_reported_and_skipped(
         self, run_folder: Path, toy_root: Path, tmp_path: Path
@@ -114,6 +138,10 @@ class TestCaption:
             (["image=/nowhere/*.jpg"], "no file matches /nowhere/*.jpg"),
             (["image=EMPTY"], "holds no picture"),
             (["image=a.jpg", "decoding=beem"], "Could not find 'decoding/beem'"),
+            (["checkpoint=a.ckpt"], "error: the option image=… is needed"),
+            (["image=a.jpg", "picture=a.xyz"], "picture=a.xyz must end in one of .png"),
+            (["image=[a.jpg,b.jpg]", "picture=a.png"], "names one file for 2 images; give a folder"),
+            (["image=a.jpg", "output=EMPTY"], "is a folder; give"),
             (["image=a.jpg", "picturre=x.png"], "Key 'picturre' is not in struct"),
         ],
     )
@@ -127,6 +155,11 @@ class TestCaption:
         assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
 
 
+def test_an_experiment_that_needs_an_option_says_which() -> None:
+    done = call("train", "experiment=mine")
+    assert done.returncode == 2 and "data.reader.file" in done.stderr and "Traceback" not in done.stderr
+
+
 class TestTrain:
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -137,6 +170,9 @@ class TestTrain:
             ),
             (["experiment=coco30k"], "no annotation file"),
             (["resume=nowhere"], "there is no checkpoint nowhere"),
+            (["data.batch_size=0"], "data.batch_size=0 and eval_batch_size=64 must be"),
+            (["data.vocabulary_size=3"], "vocabulary size 3 leaves no room"),
+            (["model.dropout=2"], "model can't be built as given: ValueError('dropout probability"),
             (["experiment=coco3k"], "Could not find 'experiment/coco3k'"),
             (["optimizer.learning_rate=1"], "Key 'learning_rate' is not in struct"),
             (

@@ -169,6 +169,18 @@ def test_several_samples_an_image_are_independent_draws_for_that_image(model: Ca
         )
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"top_p": 0}, {"top_p": 1.5}, {"typical_p": 0}, {"top_k": 0}, {"num_samples": 0}, {"max_words": 0}],
+    ids=str,
+)
+def test_options_that_leave_no_word_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"decoding.{next(iter(wrong))} is"):
+        sample(Fixed([0, 0, 0.5, 0.5]), torch.randn(1, REGIONS, 1), **{"max_words": 3, **wrong})
+    with pytest.raises(InputError, match="2 samples an image or more"):
+        consensus(Fixed([0, 0, 0.5, 0.5]), torch.randn(1, REGIONS, 1), max_words=3, num_samples=1)
+
+
 def test_a_temperature_of_zero_is_refused() -> None:
     with pytest.raises(InputError, match="use decoding=greedy"):
         sample(Fixed(KNOWN), IMAGES[:1], max_words=1, temperature=0)

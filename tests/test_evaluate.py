@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,8 +19,10 @@ from captioning.assembly import build_module
 from captioning.comparison import Example, choose, csv_text, names_of, page, pair, score_table, thumbnail
 from captioning.data import CaptionDataModule
 from captioning.errors import InputError
+from captioning.files import write_text
 from captioning.metrics import MetricUnavailable, score_all
-from captioning.results import Evaluation, as_json, compare, plain, read_results, write_text
+from captioning.metrics.statistics import mean_rows, randomization_test
+from captioning.results import Evaluation, as_json, compare, plain, read_results
 from captioning.results import evaluate as score
 from tests.conftest import compose_config
 from tests.test_commands import call
@@ -178,6 +181,14 @@ class TestScores:
         assert plain(evaluated(GOOD))["diversity"]["novel"] is None
         training = ["Two men, ride!", "A dog."]
         assert plain(evaluated(GOOD, training=training))["diversity"]["novel"] == 0.75
+
+    def test_what_has_no_value_does_not_differ_significantly(self) -> None:
+        first, second = mean_rows([0.5, math.nan, 0.1]), mean_rows([0.4, 0.3, 0.1])
+        test = randomization_test(first, second, np.random.default_rng(0), 50)
+        assert math.isnan(test.difference) and math.isnan(test.p_value)
+        one = evaluated(GOOD, metrics=("rouge_l",))
+        [row] = score_table([one, one], {"rouge_l": test}).rows
+        assert row[-2:] == ["–", "–"]
 
     def test_a_metric_that_cannot_be_had_leaves_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def lacking(*_: object) -> None:
@@ -463,6 +474,41 @@ class TestCommand:
         captions = evaluate.evaluate_model(configured(tmp_path, *options)).captions
         assert all("circle" in caption.split() for caption in captions.values())
 
+    def test_further_hypotheses_are_written_beside_the_captions(
+        self, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        options = f"checkpoint={checkpoint}", "decoding=beam", "decoding.num_best=3"
+        evaluate.evaluate_model(configured(tmp_path, *options))
+        others = json.loads((tmp_path / "others.json").read_text())
+        captions = json.loads((tmp_path / "captions.json").read_text())
+        assert [entry["image_id"] for entry in others] == [entry["image_id"] for entry in captions]
+        for entry, first in zip(others, captions, strict=True):
+            assert len({first["caption"], *entry["captions"]}) == 3
+
+    def test_stored_frequencies_make_the_score_of_one_image_mean_something(
+        self, checkpoint: Path, toy_root: Path, tmp_path: Path
+    ) -> None:
+        stored = tmp_path / "train.json"
+        common = f"checkpoint={checkpoint}", "document_frequencies=training"
+        evaluate.evaluate_model(configured(tmp_path / "a", *common, f"save_document_frequencies={stored}"))
+        said = json.loads((tmp_path / "a" / "scores.json").read_text())
+        assert said["document_frequencies"] == "toy train"
+        content = json.loads((toy_root / "toy" / "captions_val.json").read_text())
+        one = content["images"][0]["id"]
+        content["images"] = content["images"][:1]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] == one]
+        (tmp_path / "one.json").write_text(json.dumps(content))
+        caption = content["annotations"][0]["caption"]
+        (tmp_path / "result.json").write_text(json.dumps([{"image_id": one, "caption": caption}]))
+        options = f"results={tmp_path / 'result.json'}", f"references={tmp_path / 'one.json'}"
+        alone = evaluate.evaluate_file(configured(tmp_path / "b", *options))
+        weighed = evaluate.evaluate_file(
+            configured(tmp_path / "c", *options, f"document_frequencies={stored}")
+        )
+        assert alone.scores["cider_d"].corpus == 0 and weighed.scores["cider_d"].corpus > 1
+        with pytest.raises(InputError, match="can't be read"):
+            evaluate.evaluate_file(configured(tmp_path / "d", *options, "document_frequencies=no.json"))
+
     def test_references_may_be_a_coco_file(self, toy_root: Path, tmp_path: Path) -> None:
         options = (
             f"references={toy_root / 'toy' / 'captions_val.json'}",
@@ -514,7 +560,7 @@ class TestCommand:
             evaluate.evaluate_model(configured(tmp_path, f"checkpoint={checkpoint}", "features_path=gone.h5"))
         content = torch.load(checkpoint, weights_only=True)
         content["captioning"]["data"]["reader"] = {
-            "_target_": "captioning.data.annotations.read_pairs",
+            "_target_": "captioning.data.own.read_pairs",
             "_partial_": True,
             "file": "gone.csv",
         }

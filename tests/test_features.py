@@ -86,12 +86,37 @@ class TestCache:
         content = rows(3)
         write(tmp_path / "f.h5", ["a", "b"], content[:2])
         with CacheWriter(tmp_path / "f.h5", ["c", "b", "a"], SHAPE, MADE) as writer:
-            assert writer.to_do.tolist() == [0]
-            writer.write(0, content[2])
+            assert [writer.image_ids[row] for row in writer.to_do] == ["c"]
+            writer.write(int(writer.to_do[0]), content[2])
             writer.finish()
         read = FeatureCache(tmp_path / "f.h5").read(["a", "b", "c"])
         assert np.array_equal(read, np.stack([row.features for row in content]))
         assert len(verify(tmp_path / "f.h5").good) == 3
+
+    def test_rows_that_are_not_asked_for_stay(self, tmp_path: Path) -> None:
+        write(tmp_path / "f.h5", list("abc"), rows(3))
+        before = (tmp_path / "f.h5").read_bytes()
+        with CacheWriter(tmp_path / "f.h5", ["b"], SHAPE, MADE) as writer:
+            assert not writer.to_do.size
+            writer.finish()
+        assert (tmp_path / "f.h5").read_bytes() == before
+
+    def test_a_picture_of_another_size_is_another_picture(self, tmp_path: Path) -> None:
+        old, new = rows(2), rows(3)[2]
+        with CacheWriter(tmp_path / "f.h5", ["a", "b"], SHAPE, MADE, sizes=[100, 200]) as writer:
+            for row, content in enumerate(old):
+                writer.write(row, content)
+            writer.finish()
+        with CacheWriter(tmp_path / "f.h5", ["a", "b"], SHAPE, MADE, sizes=[0, 200]) as writer:
+            assert not writer.to_do.size and not writer.changed  # 0: not known
+        with CacheWriter(tmp_path / "f.h5", ["a", "b"], SHAPE, MADE, sizes=[100, 201]) as writer:
+            assert writer.to_do.tolist() == [1] and writer.changed == ["b"]
+            writer.write(1, new)
+            writer.finish()
+        with CacheWriter(tmp_path / "f.h5", ["a", "b"], SHAPE, MADE, sizes=[100, 201]) as writer:
+            assert not writer.to_do.size
+        read = FeatureCache(tmp_path / "f.h5").read(["a", "b"])
+        assert np.array_equal(read, np.stack([old[0].features, new.features]))
 
     def test_boxes_and_counts_are_kept(self, tmp_path: Path) -> None:
         boxes, scores = np.random.rand(2, 4).astype(np.float32), np.array([0.9, 0.0], np.float32)

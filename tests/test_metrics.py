@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from captioning.metrics import CiderD, DocumentFrequencies, MetricUnavailable, s
 from captioning.metrics.bleu import bleu, count_bleu
 from captioning.metrics.cider import cider_d
 from captioning.metrics.diversity import by_length, measure
-from captioning.metrics.meteor import _program, meteor
+from captioning.metrics.meteor import _program, meteor, meteor_of_statistics
 from captioning.metrics.ngrams import count_ngrams
 from captioning.metrics.rouge import common_subsequence_lengths, rouge_l
 from captioning.metrics.spice import _run, spice
@@ -82,6 +83,42 @@ def test_meteor_is_that_of_the_toolkit() -> None:
     candidates, references, expected = system("edge")
     score = score_all(["meteor"], candidates, references)["meteor"]
     assert [score.corpus, score.per_image] == expected["meteor"]
+
+
+@needs_java
+def test_meteors_statistics_tell_its_scores_so_that_it_can_be_resampled() -> None:
+    candidates, references, _ = system("left_out")
+    some = dict(list(candidates.items())[:40])
+    first = next(iter(some))
+    some[first] = references[first][0]  # a perfect caption pools differently
+    score = score_all(["meteor"], some, {image: references[image] for image in some})["meteor"]
+    statistics = np.array(score.statistics)
+    assert meteor_of_statistics(statistics.sum(0)) == pytest.approx(score.corpus, abs=1e-12)
+    found = meteor_of_statistics(statistics)
+    assert found[1:] == pytest.approx(score.per_image[1:], abs=1e-12) and found[0] == 1.0
+
+
+def test_meteor_by_hand() -> None:
+    """Four of five words matched exactly, one of them a function word, in two chunks; six words in the reference."""
+    values = np.zeros(23)
+    values[:4] = 5, 6, 2, 3  # lengths, function words: candidate, reference
+    values[4:8] = 3, 3, 1, 1  # exact: content words of both, function words of both
+    values[20:] = 2, 4, 4
+    precision, recall = (0.75 * 3 + 0.25) / (0.75 * 3 + 0.25 * 2), (0.75 * 3 + 0.25) / (0.75 * 3 + 0.25 * 3)
+    mean = precision * recall / (0.85 * precision + 0.15 * recall)
+    assert meteor_of_statistics(values) == pytest.approx(mean * (1 - 0.6 * (2 / 4) ** 0.2))
+    assert meteor_of_statistics(np.zeros(23)) == 0
+
+
+def test_a_java_that_does_not_start_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "java").write_bytes(b"\x00no program")
+    (tmp_path / "java").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys.modules[meteor.__module__], "find_jar", lambda *_: tmp_path / "meteor.jar")
+    with pytest.raises(MetricUnavailable, match="METEOR needs Java, but the command `java` does not start"):
+        meteor([["a"]], [[["a"]]])
 
 
 def test_order_of_images_is_irrelevant() -> None:

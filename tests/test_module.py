@@ -95,7 +95,7 @@ def test_shapes_are_traced_once_for_every_module(
 
 
 def test_a_loss_that_is_no_number_stops_with_the_remedy(toy_overrides: list[str], tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match="the loss is .* lower optimizer.lr"):
+    with pytest.raises(InputError, match="the loss is .* lower optimizer.lr"):
         run(toy_overrides, tmp_path, "optimizer.lr=1e30", "trainer.gradient_clip_val=null", "scheduler=none")
 
 
@@ -215,7 +215,7 @@ def test_going_on_with_features_of_another_kind_is_refused(
     content["captioning"]["provenance"]["node"] = "Mixed_7b"
     torch.save(content, tmp_path / "other.ckpt")
     with pytest.raises(InputError, match="holds features with node = 'Mixed_7b'"):
-        run(toy_overrides, tmp_path / "run", f"{how}={tmp_path / 'other.ckpt'}")
+        run(toy_overrides, tmp_path / "run", f"{how}={tmp_path / 'other.ckpt'}", "trainer.max_epochs=9")
 
 
 def test_features_of_other_weights_are_refused(toy_overrides: list[str], tmp_path: Path) -> None:
@@ -266,6 +266,36 @@ def test_an_objective_is_prepared_with_training_captions_only_and_told_the_epoch
     trainer.fit(module, datamodule=toy_data)
     assert told["references"] == {record.image_id: record.captions for record in toy_data.split("train")}
     assert told["words"] == module.vocabulary.words and told["epochs"] == [0, 1]
+
+
+def test_a_resumed_run_inherits_the_best_epoch_so_far(
+    toy_overrides: list[str], trained: Path, tmp_path: Path
+) -> None:
+    content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    [key] = [key for key in content["callbacks"] if key.startswith("BestCheckpoint")]
+    content["callbacks"][key]["best_model_score"] = torch.tensor(1e6)
+    torch.save(content, tmp_path / "last.ckpt")
+    run(toy_overrides, tmp_path / "more", "trainer.max_epochs=3", f"resume={tmp_path / 'last.ckpt'}")
+    best = tmp_path / "more" / "checkpoints" / "best.ckpt"
+    assert best.read_bytes() == (trained / "checkpoints" / "best.ckpt").read_bytes()
+
+
+def test_resuming_what_has_ended_is_told(toy_overrides: list[str], trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has trained 2 epochs and max_epochs is 2; give a larger"):
+        run(toy_overrides, tmp_path, "trainer.max_epochs=2", f"resume={trained}")
+
+
+def test_training_goes_on_without_the_pictures_it_would_draw_on(
+    toy_overrides: list[str], toy_root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = toy_root / "toy" / "images"
+    images.rename(images.with_name("elsewhere"))
+    try:
+        run(toy_overrides, tmp_path, "logger=tensorboard")
+    finally:
+        images.with_name("elsewhere").rename(images)
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+    assert caplog.text.count("no attention pictures in the log") == 1
 
 
 def test_a_run_folder_used_again_holds_the_newer_run(

@@ -19,17 +19,7 @@ def test_text_is_lower_cased_and_split_as_keras_does() -> None:
 
 
 def test_every_white_space_separates_words() -> None:
-    assert tokenize('A man\'s "best" dog, on a T-shirt (red).') == [
-        "a",
-        "man's",
-        "best",
-        "dog",
-        "on",
-        "a",
-        "t",
-        "shirt",
-        "red",
-    ]
+    assert tokenize("a\tdog\nruns  very\r\nfast ") == ["a", "dog", "runs", "very", "fast"]
 
 
 def test_most_frequent_words_come_first_and_ties_are_alphabetical() -> None:
@@ -39,7 +29,7 @@ def test_most_frequent_words_come_first_and_ties_are_alphabetical() -> None:
 
 def test_size_counts_the_special_ids() -> None:
     assert len(Vocabulary.build(["a b c d e f"], size=6)) == 6
-    with pytest.raises(ValueError, match="leaves no room"):
+    with pytest.raises(InputError, match="leaves no room"):
         Vocabulary.build(["a"], size=4)
 
 

@@ -3,11 +3,9 @@
 Readers do not touch the pictures: a missing one is the extraction's business, which names it.
 """
 
-import csv
 import io
 import json
-import random
-from collections.abc import Callable, Iterable
+import logging
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +13,8 @@ from typing import Any, NamedTuple
 from pycocotools.coco import COCO
 
 from captioning.errors import InputError
+
+log = logging.getLogger(__name__)
 
 _PICTURE_NAMES = (".jpg", ".jpeg", ".png")
 
@@ -52,6 +52,9 @@ def read_coco(annotations: str | Path, images: str | Path, split: str) -> list[A
                 f"{annotations} is no COCO captions file: it needs a list {part!r} of records with "
                 f"{', '.join(keys)}; captions_*.json of COCO has them, instances_*.json lacks them"
             )
+    for entry in content["annotations"]:
+        if not (isinstance(entry, dict) and isinstance(entry.get("caption"), str) and "image_id" in entry):
+            raise InputError(f"{annotations}: an annotation is no caption of an image: {str(entry)[:80]}")
     with redirect_stdout(io.StringIO()):
         coco = COCO()
         # Only these two: pycocotools takes a file with `categories` for one of object instances.
@@ -97,6 +100,10 @@ def read_karpathy(annotations: str | Path, images: str | Path) -> list[Annotated
             raise InputError(
                 f"{annotations}: image {position} lacks {error}; a Karpathy split file has it"
             ) from error
+        except (TypeError, AttributeError) as error:
+            raise InputError(
+                f"{annotations}: image {position} is not as in a Karpathy split file ({error!r})"
+            ) from error
         records.append(Annotated(image_id, path, split, texts, tuple(map(str, image.get("sentids", ())))))
     return records
 
@@ -105,16 +112,15 @@ def read_flickr(
     tokens: str | Path,
     images: str | Path,
     splits: dict[str, str | Path],
-    on_message: Callable[[str], None] | None = None,
 ) -> list[Annotated]:
     """Read the text form of Flickr8k and Flickr30k.
+
+    Lines that name no picture are left out and told (Flickr8k has five: `2258277193_586949ec62.jpg.1`).
 
     Args:
         tokens: lines of `name.jpg#number<tab>sentence`.
         images: the folder of the pictures.
         splits: the list of image names of each split; images in no list are left out.
-        on_message: called with a sentence about lines that name no picture (Flickr8k has five:
-            `2258277193_586949ec62.jpg.1`).
     """
     captions: dict[str, list[str]] = {}
     surplus: dict[str, int] = {}
@@ -127,10 +133,9 @@ def read_flickr(
             surplus[name] = surplus.get(name, 0) + 1
         else:
             captions.setdefault(name, []).append(sentence)
-    if surplus and on_message:
-        on_message(
-            f"{tokens}: left out {sum(surplus.values())} lines that name no picture ({', '.join(surplus)})"
-        )
+    if surplus:
+        lines = sum(surplus.values())
+        log.warning("%s: left out %d lines that name no picture (%s)", tokens, lines, ", ".join(surplus))
     records = []
     for split, file in splits.items():
         for name in (line.strip() for line in _lines(file)):
@@ -142,69 +147,25 @@ def read_flickr(
     return records
 
 
-def read_pairs(
-    file: str | Path, images: str | Path | None = None, *, val_share: float = 0.1, seed: int = 0
-) -> list[Annotated]:
-    """Read one's own data: CSV, TSV or JSONL with the columns `image`, `caption` and, if wanted, `split`.
-
-    Several lines may name the same image. Without a split column a share of the images, drawn with the seed,
-    is held out for validation.
-
-    Args:
-        file: UTF-8; the first line of a CSV or TSV names the columns.
-        images: what relative image names are relative to; the file's own folder by default.
-        val_share: share of images held out, 0 to 1.
-        seed: of that draw.
-    """
-    folder = Path(images) if images is not None else Path(file).parent
-    captions: dict[str, list[str]] = {}
-    splits: dict[str, str] = {}
-    for number, row in enumerate(_rows(file), start=1):
-        if not row.get("image") or not row.get("caption"):
-            raise InputError(
-                f"{file} record {number}: needs the fields 'image' and 'caption', found {sorted(row)}"
-            )
-        captions.setdefault(row["image"], []).append(row["caption"])
-        if row.get("split"):
-            splits[row["image"]] = row["split"]
-    undecided = [name for name in captions if name not in splits]
-    drawn = (
-        set(random.Random(seed).sample(undecided, round(len(undecided) * val_share))) if not splits else set()
-    )
-    return [
-        Annotated(name, folder / name, splits.get(name, "val" if name in drawn else "train"), tuple(texts))
-        for name, texts in captions.items()
-    ]
-
-
-def _rows(file: str | Path) -> Iterable[dict[str, str]]:
-    path = Path(file)
-    if path.suffix == ".jsonl":
-        for number, line in enumerate(_lines(path), start=1):
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InputError(f"{file} line {number} is not JSON: {error}") from error
-    elif path.suffix in (".csv", ".tsv"):
-        yield from csv.DictReader(_lines(path), delimiter="\t" if path.suffix == ".tsv" else ",")
-    else:
-        raise InputError(f"{file}: needed .csv, .tsv or .jsonl, found {path.suffix or 'no suffix'}")
-
-
 def _lines(file: str | Path) -> list[str]:
-    return [line for line in _text(file).splitlines() if line.strip()]
+    return [line for line in read_text(file).split("\n") if line.strip()]
 
 
 def _json(file: str | Path) -> Any:
     try:
-        return json.loads(_text(file))
+        return json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise InputError(
             f"{file} is not JSON (line {error.lineno}): {error.msg}; is the download complete?"
         ) from error
 
 
-def _text(file: str | Path) -> str:
+def read_text(file: str | Path) -> str:
+    """Read a UTF-8 file.
+
+    Raises:
+        InputError: there is none, or it is something else.
+    """
     try:
         return Path(file).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:

@@ -67,6 +67,10 @@ class CaptionDataModule(LightningDataModule):
         super().__init__()
         if train_on not in ("captions", "images"):
             raise InputError(f"data.train_on is {train_on!r}; it is captions or images")
+        if batch_size < 1 or eval_batch_size < 1:
+            raise InputError(
+                f"data.batch_size={batch_size} and eval_batch_size={eval_batch_size} must be from 1"
+            )
         self.name = name
         self.reader, self.features_path, self.feature_shape = (
             reader,
@@ -103,7 +107,8 @@ class CaptionDataModule(LightningDataModule):
         if self.cache.shape != self.feature_shape:
             found, needed = (f"{r} × {d}" for r, d in (self.cache.shape, self.feature_shape))
             raise InputError(
-                f"{self.features_path} holds {found} a row but features.regions × features.dim is {needed}"
+                f"{self.features_path} holds {found} a row but features.regions × features.dim is {needed}; "
+                "give features.regions= and features.dim= as the file has them, or another features.path="
             )
         for split in self.feature_splits:
             self._check_features(split)
@@ -178,6 +183,11 @@ class CaptionDataModule(LightningDataModule):
     def _check_features(self, split: str) -> None:
         """Leave out images that the extraction could not read; refuse a cache that lacks others."""
         missing = [record.image_id for record in self.split(split) if record.image_id not in self.cache]
+        if len(missing) == len(self.split(split)) and set(missing) <= set(self.cache.unreadable):
+            raise InputError(
+                f"none of the {len(missing)} {split} images could be read when {self.features_path} was "
+                f"made, first {self.split(split)[0].path}; put the pictures there and extract again"
+            )
         unreadable = set(self.cache.unreadable)
         unexpected = [image_id for image_id in missing if image_id not in unreadable]
         if unexpected:

@@ -39,6 +39,8 @@ def sample_captions(
     """
     if by not in ("image", "caption"):
         raise InputError(f"data.reader.by is {by!r}; it is image or caption")
+    if not 0 <= val_share < 1:
+        raise InputError(f"data.reader.val_share is {val_share}; needed is a share from 0 to below 1")
     records = reader()
     captions = [(record, position) for record in records for position in range(len(record.captions))]
     if number > len(captions):

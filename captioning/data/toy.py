@@ -7,12 +7,12 @@ files.
 """
 
 import json
+import logging
 import math
 import os
 import random
 import re
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from captioning.data.annotations import Annotated, read_coco
+from captioning.errors import InputError
+
+log = logging.getLogger(__name__)
 
 CANVAS = 299
 COLOURS = {
@@ -208,7 +211,7 @@ def write_toy(root: str | Path, scenes: Mapping[str, int], seed: int) -> None:
     """Draw the data set into a folder: `images/`, and `captions_<split>.json` with each scene's parameters.
 
     Args:
-        root: replaced as a whole, under its final name only when all is drawn.
+        root: a new folder, or an empty one; it has this name only when all is drawn.
         scenes: number of scenes of each split.
         seed: each split draws with a seed of its own, made of this one and its name.
     """
@@ -232,19 +235,26 @@ def write_toy(root: str | Path, scenes: Mapping[str, int], seed: int) -> None:
         content = {"info": {"seed": seed}, "images": images, "annotations": annotations}
         (fresh / f"captions_{split}.json").write_text(json.dumps(content))
     (fresh / "made.json").write_text(json.dumps({"scenes": dict(scenes), "seed": seed}))
-    shutil.rmtree(root, ignore_errors=True)
-    os.replace(fresh, root)
+    os.replace(fresh, root)  # onto an empty folder or nothing; another process' drawing is not overwritten
 
 
-def read_toy(
-    root: str | Path, scenes: Mapping[str, int], seed: int, on_message: Callable[[str], None] | None = None
-) -> list[Annotated]:
-    """Read the data set, drawing it first where it is missing or was drawn with other parameters."""
+def read_toy(root: str | Path, scenes: Mapping[str, int], seed: int) -> list[Annotated]:
+    """Read the data set, drawing it first where there is none.
+
+    Raises:
+        InputError: the folder holds scenes of other numbers or another seed, or something else.
+    """
     root, wanted = Path(root), {"scenes": dict(scenes), "seed": seed}
     made = root / "made.json"
-    if not made.is_file() or json.loads(made.read_text()) != wanted:
-        if on_message:
-            on_message(f"drawing {sum(scenes.values())} toy scenes into {root}")
+    if made.is_file() and (found := json.loads(made.read_text())) != wanted:
+        raise InputError(
+            f"{root} holds a toy set drawn with {found}, but needed is {wanted}; delete it and its feature "
+            "file, or draw another with data.reader.root=<new folder> and features.path=<new file>"
+        )
+    if not made.is_file():
+        if root.is_dir() and any(root.iterdir()):
+            raise InputError(f"{root} holds files but no toy set; give data.reader.root=<new folder>")
+        log.info("drawing %d toy scenes into %s", sum(scenes.values()), root)
         write_toy(root, scenes, seed)
     return [
         record

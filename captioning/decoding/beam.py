@@ -81,19 +81,22 @@ def beam_search(
     Raises:
         InputError: options that contradict each other.
     """
+    _check(max_words=max_words, beam_size=beam_size, groups=groups, num_best=num_best)
+    bits = required_bits(required, model.vocabulary_size, features.device)
+    search = (rules, length_score, max_words, num_best)
+    setting = _Setting(beam_size // groups, groups, diversity, bits, 2 ** len(required), *search)
+    memory = model.encode(features, mask)
+    return _search(model, memory, len(features), setting, prefix)
+
+
+def _check(*, max_words: int, beam_size: int, groups: int, num_best: int) -> None:
+    """Refuse sizes that contradict each other."""
     whole_numbers(max_words=max_words, beam_size=beam_size, groups=groups, num_best=num_best)
     if beam_size % groups or num_best > beam_size:
         raise InputError(
             f"beam_size {beam_size} must be a multiple of groups ({groups}) and no less than num_best "
             f"({num_best})"
         )
-    if wrong := [word for word in prefix if not END < word < model.vocabulary_size]:
-        raise InputError(f"a prefix has words only, and {wrong[0]} is the id of none; found {list(prefix)}")
-    bits = required_bits(required, model.vocabulary_size, features.device)
-    search = (rules, length_score, max_words, num_best)
-    setting = _Setting(beam_size // groups, groups, diversity, bits, 2 ** len(required), *search)
-    memory = model.encode(features, mask)
-    return _search(model, memory, len(features), setting, prefix)
 
 
 def _search(
@@ -128,6 +131,8 @@ def _begin(
     model: CaptionModel, memory: Tree, batch: int, places: int, setting: _Setting, prefix: Sequence[int]
 ) -> tuple[Tree, Captions, Tensor]:
     """Say the prefix in every place; one open caption a group, in the place of the subset it has met."""
+    if wrong := [word for word in prefix if not END < word < model.vocabulary_size]:
+        raise InputError(f"a prefix has words only, and {wrong[0]} is the id of none; found {list(prefix)}")
     device, state = setting.bits.device, model.start(memory)
     said = torch.tensor([START, *prefix], device=device)
     log_probs, attention = [], []

@@ -59,8 +59,9 @@ def check_provenance(path: str | Path, found: Mapping[str, Any], expected: Mappi
         if found.get(key) != needed:
             raise InputError(
                 f"{path} holds features with {key} = {found.get(key)!r} but this run expects {key} = "
-                f"{needed!r}; choose the features=... option the file was made with, or make a new file with "
-                "python -m captioning.extract and the same experiment=... or data=... features=... options"
+                f"{needed!r}; choose the features=... options it was made with, or make a new file: delete "
+                "this one or give features.path=<another>, and run python -m captioning.extract with the "
+                "same options"
             )
 
 

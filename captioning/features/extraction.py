@@ -4,11 +4,12 @@ Networks see rows in batches that start at multiples of the batch size, whatever
 run therefore sees each image in the same company as an uninterrupted one, and rounding gives the same bits.
 """
 
+import logging
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from captioning.errors import InputError
 from captioning.features.cache import Row, verify
 from captioning.features.images import read_image
 from captioning.features.writer import CacheWriter
+
+log = logging.getLogger(__name__)
 
 
 class Seen(NamedTuple):
@@ -159,18 +162,16 @@ def extract(
     if not images:
         raise InputError("there is no image to extract features of; check the data=... options")
     started = time.perf_counter()
-    provenance, has_boxes = dict(extractor.provenance), extractor.has_boxes
-    if not isinstance(extractor, RowFiles):
-        provenance["precision"] = "bfloat16" if autocast else "float32"
-    with CacheWriter(path, list(images), extractor.shape(), provenance, with_boxes=has_boxes) as writer:
+    with _open_writer(extractor, images, path, autocast) as writer:
         if repair:
             writer.forget([image_id for image_id, _ in verify(writer.target).corrupt])
         done_before = len(images) - len(writer.to_do)
         if isinstance(extractor, RowFiles):
             made, total = _read(extractor, writer, batch_size), len(writer.to_do)
         else:
-            batches = _batches(writer.to_do, len(images), batch_size)
-            loader = _loader(list(images.values()), extractor, batches, num_workers)
+            batches = _batches(writer.to_do, len(writer.image_ids), batch_size)
+            paths = [images.get(image_id, Path()) for image_id in writer.image_ids]
+            loader = _loader(paths, extractor, batches, num_workers)
             made, total = _see(extractor, loader, autocast), sum(map(len, batches))
         unreadable = [
             failure for rows, contents in progress(made, total) for failure in _store(writer, rows, contents)
@@ -178,6 +179,28 @@ def extract(
         writer.finish()
     done_now = len(images) - len(unreadable) - done_before
     return Report(len(images), done_before, done_now, unreadable, time.perf_counter() - started)
+
+
+def _open_writer(
+    extractor: Extractor | RowFiles, images: Mapping[str, Path], path: str | Path, autocast: bool
+) -> CacheWriter:
+    provenance, sizes = dict(extractor.provenance), None
+    if not isinstance(extractor, RowFiles):
+        provenance["precision"] = "bfloat16" if autocast else "float32"
+        sizes = [_size_of(image) for image in images.values()]
+    options: dict[str, Any] = {"with_boxes": extractor.has_boxes, "sizes": sizes}
+    writer = CacheWriter(path, list(images), extractor.shape(), provenance, **options)
+    if changed := writer.changed:
+        told = "%d pictures have changed since their features were made, first %s; they are made again"
+        log.warning(told, len(changed), changed[0])
+    return writer
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # the reader will say what is wrong
+        return 0
 
 
 def _see(extractor: Extractor, loader: Iterable, autocast: bool) -> Iterator[Contents]:

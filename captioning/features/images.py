@@ -35,11 +35,16 @@ def read_image(path: str | Path) -> Image.Image:
         raise InputError(f"{path}: not a readable image ({error})") from error
 
 
+def _full_scale(largest: float) -> float:
+    """Guess what white is in a picture of numbers: 1 (shares), 255 or 65535."""
+    return 1.0 if largest <= 1 else 255.0 if largest <= 255 else 65535.0
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         # Pillow's own conversion clips 16-bit values at 255 and turns such a picture white.
         values = np.asarray(image, dtype=np.float32)
-        high = 65535.0 if values.max(initial=0) > 255 else 255.0
+        high = 65535.0 if image.mode.startswith("I;16") else _full_scale(float(values.max(initial=0)))
         image = Image.fromarray((values.clip(0, high) * (255.0 / high)).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")

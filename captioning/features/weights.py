@@ -55,7 +55,10 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         InputError: no such file, or no state dict.
     """
     if not path.is_file():
-        raise InputError(f"there is no weights file {path}; set features.extractor.weights to a state dict")
+        raise InputError(
+            f"there is no weights file {path}; say where it lies: features.extractor.weights=<file>, for "
+            "captioning.caption weights=<file>"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is no state dict

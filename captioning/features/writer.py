@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,24 @@ from captioning.features.cache import (
     open_cache,
 )
 
+_PATIENCE = 8.0  # seconds for which a killed extraction's loader workers may still hold the file
+
 
 class CacheWriter:
     """Fills a cache, going on where an earlier run stopped.
 
     The rows grow in `<path>.partial`, which `finish` renames to `path`. A finished file with the same
     provenance is completed in place where only rows are missing, and copied into a new one where images were
-    added.
+    added. Rows of images that are not asked for stay. A picture whose file has another size than when its row
+    was made is another picture, and is to do again.
 
     Args:
         path: the finished file's name.
-        image_ids: every image that the file is to hold, in the order of its rows.
+        image_ids: every image that is asked for; a new file has its rows in this order.
         shape: (R, D) of one row.
         provenance: plain JSON values; see `check_provenance`.
         with_boxes: whether rows have boxes and scores.
+        sizes: of each image's file in bytes, 0 where it is not known; None where there are no such files.
 
     Raises:
         InputError: the file was made otherwise, another process is writing it, or the disk is too small.
@@ -51,15 +56,20 @@ class CacheWriter:
         provenance: Mapping[str, Any],
         *,
         with_boxes: bool = False,
+        sizes: Sequence[int] | None = None,
     ) -> None:
         self.path, self.partial = Path(path), Path(f"{path}.partial")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.image_ids, self._shape, self._with_boxes = list(image_ids), shape, with_boxes
-        self.target = self._prepare(self.image_ids, dict(provenance))
+        self.target = self._prepare(dict(provenance))
+        asked = dict(zip(image_ids, sizes or [0] * len(image_ids), strict=True))
+        self._asked = np.array([key in asked for key in self.image_ids], bool)
+        self._sizes = np.array([asked.get(key, 0) for key in self.image_ids], np.int64)
         self._descriptor = os.open(self.target, os.O_RDWR)
         self._lock()
         self._find_offsets()
         self._waiting: list[tuple[int, bytes]] = []
+        self.changed = self._forget_changed()
 
     def __enter__(self) -> "CacheWriter":
         return self
@@ -76,8 +86,8 @@ class CacheWriter:
 
     @property
     def to_do(self) -> np.ndarray:
-        """Row numbers whose image has no features yet, ascending."""
-        return np.flatnonzero(self.records["status"] != WRITTEN)
+        """Row numbers of images that are asked for and have no features yet, ascending."""
+        return np.flatnonzero((self.records["status"] != WRITTEN) & self._asked)
 
     def write(self, row: int, content: Row) -> None:
         """Put one image's features into its row; it counts from the next `flush` on."""
@@ -90,6 +100,8 @@ class CacheWriter:
             assert content.boxes is not None and content.scores is not None
             self._put(content.boxes, self._boxes_at + row * content.boxes.nbytes)
             self._put(content.scores, self._scores_at + row * content.scores.nbytes)
+        if self._sizes_at:
+            self._put(self._sizes[row : row + 1], self._sizes_at + row * 8)
         self._record(row, WRITTEN, content.num_regions, content.checksum())
 
     def mark_unreadable(self, row: int) -> None:
@@ -117,7 +129,19 @@ class CacheWriter:
             os.close(self._descriptor)
         self._descriptor = -1
 
-    def _prepare(self, image_ids: list[str], provenance: dict[str, Any]) -> Path:
+    def _forget_changed(self) -> list[str]:
+        """Count rows as still to do whose picture has another size now; returns their images."""
+        with open_cache(self.target) as file:
+            known = file["size"][:] if "size" in file else np.zeros_like(self._sizes)
+        differ = (known != self._sizes) & (known > 0) & (self._sizes > 0)
+        changed = [
+            self.image_ids[row] for row in np.flatnonzero(differ & (self.records["status"] == WRITTEN))
+        ]
+        if changed:
+            self.forget(changed)
+        return changed
+
+    def _prepare(self, provenance: dict[str, Any]) -> Path:
         """Decide which file to write: the partial, the finished, or a new one with old rows copied."""
         for existing in (self.partial, self.path):
             if not existing.exists():
@@ -128,12 +152,14 @@ class CacheWriter:
                     raise InputError(
                         f"{existing} holds {file['features'].shape[1:]} a row, not {self._shape}"
                     )
-                same = [key.decode() for key in file["image_id"][:]] == image_ids
-            if same:
+                held = [key.decode() for key in file["image_id"][:]]
+            known, asked = set(held), self.image_ids
+            self.image_ids = held + [key for key in asked if key not in known]
+            if self.image_ids == held:
                 return existing
-            self._create(image_ids, provenance, copy_from=existing)
+            self._create(self.image_ids, provenance, copy_from=existing)
             return self.partial
-        self._create(image_ids, provenance)
+        self._create(self.image_ids, provenance)
         return self.partial
 
     def _create(
@@ -154,6 +180,7 @@ class CacheWriter:
             file.create_dataset("image_id", data=image_ids or None, shape=(count,), dtype=h5py.string_dtype())
             _allocate(file, "features", (count, *self._shape), np.dtype("<f2"), chunk=(1, *self._shape))
             file.create_dataset("rows", data=np.zeros(count, RECORD))
+            file.create_dataset("size", data=np.zeros(count, np.int64))
             if self._with_boxes:
                 _allocate(file, "boxes", (count, self._shape[0], 4), np.dtype("<f4"))
                 _allocate(file, "scores", (count, self._shape[0]), np.dtype("<f4"))
@@ -168,16 +195,21 @@ class CacheWriter:
             positions = {key: row for row, key in enumerate(new["image_id"][:])}
             for row, (key, record) in enumerate(zip(old["image_id"][:], old["rows"][:], strict=True)):
                 if record["status"] == WRITTEN and key in positions:
-                    for name in ("features", "boxes", "scores", "rows"):
-                        if name in new:
+                    for name in ("features", "boxes", "scores", "size", "rows"):
+                        if name in new and name in old:
                             new[name][positions[key]] = old[name][row]
 
     def _lock(self) -> None:
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.close()
-            raise InputError(f"another process is writing {self.target}; wait for it to end") from error
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    self.close()
+                    told = f"another process is writing {self.target}; wait for it to end"
+                    raise InputError(told) from error
+            time.sleep(0.2)
 
     def _find_offsets(self) -> None:
         with open_cache(self.target) as file:
@@ -191,6 +223,7 @@ class CacheWriter:
             self._rows_at = file["rows"].id.get_offset()
             self._boxes_at = file["boxes"].id.get_offset() if self._with_boxes else 0
             self._scores_at = file["scores"].id.get_offset() if self._with_boxes else 0
+            self._sizes_at = file["size"].id.get_offset() if "size" in file else 0
 
     def _record(self, row: int, status: int, count: int, checksum: int) -> None:
         self.records[row] = (status, count, checksum)

@@ -11,7 +11,7 @@
 no network.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from captioning.metrics.bleu import bleu
 from captioning.metrics.cider import CiderD, cider_d
@@ -22,7 +22,16 @@ from captioning.metrics.rouge import rouge_l
 from captioning.metrics.score import ImageId, MetricUnavailable, Score, check_aligned
 from captioning.metrics.spice import spice
 
-__all__ = ["METRICS", "CiderD", "DocumentFrequencies", "MetricUnavailable", "Score", "score_all", "tokenize"]
+__all__ = [
+    "METRICS",
+    "CiderD",
+    "DocumentFrequencies",
+    "MetricUnavailable",
+    "Score",
+    "document_frequencies",
+    "score_all",
+    "tokenize",
+]
 
 METRICS = ("bleu", "rouge_l", "cider_d", "meteor", "spice")
 
@@ -53,6 +62,17 @@ def score_all(
     for name in names:
         scores |= _score(name, found, expected, frequencies)
     return scores
+
+
+def document_frequencies(references: Iterable[Sequence[str]], *, source: str) -> DocumentFrequencies:
+    """Count n-grams over images' references, in words cut as `score_all` cuts them for CIDEr-D.
+
+    Args:
+        references: the captions of each image.
+        source: what they are, such as "COCO Karpathy train".
+    """
+    documents = [[_words(tokenize(caption)) for caption in captions] for captions in references]
+    return DocumentFrequencies.of(documents, source=source)
 
 
 def _score(

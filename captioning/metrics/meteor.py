@@ -10,13 +10,18 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from captioning.metrics.score import Score, check_paired
-from captioning.metrics.toolkit import find_jar, find_java
+from captioning.metrics.toolkit import cannot_start, find_jar, find_java
 
 _OPTIONS = ["-", "-", "-stdio", "-l", "en", "-norm"]
 _SEPARATOR = " ||| "
+_ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # the program's parameters for English
+_KINDS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 
 
 def meteor(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Score:
@@ -36,7 +41,34 @@ def meteor(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Se
         first = program.ask(_SEPARATOR.join(["EVAL", *statistics]))
         answers = [first, *(program.read() for _ in candidates)]
     *per_image, corpus = map(float, answers)
-    return Score(corpus, per_image)
+    return Score(corpus, per_image, [_poolable(line) for line in statistics])
+
+
+def _poolable(line: str) -> list[float]:
+    """Read the 23 statistics of an image; a perfect caption has no chunks where several are pooled."""
+    values = [float(value) for value in line.split()]
+    chunks, *matched = values[20:]
+    if chunks == 1 and matched == values[:2]:
+        values[20] = 0.0
+    return values
+
+
+def meteor_of_statistics(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute METEOR from statistics of images or sums of them (…, 23), as the program does for English.
+
+    Words matched exactly, by stem, synonym and paraphrase weigh 1, 0.6, 0.8 and 0.6, content words delta and
+    function words 1 - delta; the harmonic mean of precision and recall is lowered by how many chunks the
+    matches fall into (Denkowski and Lavie 2014, equations 1 to 4).
+    """
+    lengths, functions = sums[..., 0:2], sums[..., 2:4]  # (…, candidate and reference)
+    matches = sums[..., 4:20].reshape(*sums.shape[:-1], 4, 2, 2)  # (…, kind, content or function, side)
+    by_side = np.einsum("...kcs,k,c->...s", matches, _KINDS, np.array([_DELTA, 1 - _DELTA]))
+    weighted = _DELTA * (lengths - functions) + (1 - _DELTA) * functions
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = np.moveaxis(by_side / weighted, -1, 0)
+        mean = 1 / ((1 - _ALPHA) / precision + _ALPHA / recall)
+        fragments = sums[..., 20] / (sums[..., 21:].sum(-1) / 2)
+        return np.nan_to_num(mean * (1 - _GAMMA * fragments**_BETA))
 
 
 class _Program:
@@ -64,7 +96,8 @@ class _Program:
 
     def _complain(self) -> None:
         self._errors.seek(0)
-        words = self._errors.read().decode(errors="replace").strip() or "it said nothing"
+        said = self._errors.read() + (self.process.stdout.read() if self.process.stdout else b"")
+        words = said.decode(errors="replace").strip() or "it said nothing"
         raise RuntimeError(f"METEOR stopped before it answered; its last words: {words[-500:]}")
 
 
@@ -73,9 +106,11 @@ def _program() -> Iterator[_Program]:
     jar = find_jar("METEOR", "meteor", "meteor-1.5.jar")
     command = [find_java("METEOR"), "-jar", "-Xmx2G", jar.name, *_OPTIONS]
     with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command, cwd=jar.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-        )
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": errors}
+        try:
+            process = subprocess.Popen(command, cwd=jar.parent, **pipes)
+        except OSError as error:
+            raise cannot_start("METEOR", error) from error
         try:
             yield _Program(process, errors)
         finally:

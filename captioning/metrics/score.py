@@ -14,10 +14,14 @@ _SHOWN = 3
 
 
 class Score(NamedTuple):
-    """One metric: the corpus value, and one value per image in the order of the candidates."""
+    """One metric: the corpus value, and one value per image in the order of the candidates.
+
+    `statistics` is what METEOR's program counts of each image; their sum tells the corpus value.
+    """
 
     corpus: float
     per_image: list[float]
+    statistics: list[list[float]] | None = None
 
 
 class MetricUnavailable(RuntimeError):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from captioning.metrics.score import MetricUnavailable, Score, check_paired
-from captioning.metrics.toolkit import find_jar, find_java
+from captioning.metrics.toolkit import cannot_start, find_jar, find_java
 
 _MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 _DOWNLOAD = "python -c 'from pycocoevalcap.spice import get_stanford_models as g; g.get_stanford_models()'"
@@ -48,11 +48,12 @@ def _run(java: str, jar: Path, images: Sequence[dict[str, object]]) -> list[dict
         given, result = Path(folder, "captions.json"), Path(folder, "scores.json")
         given.write_text(json.dumps(images))
         command = [java, "-jar", "-Xmx8G", jar.name, str(given), "-out", str(result), "-subset", "-silent"]
-        done = subprocess.run(
-            command, cwd=jar.parent, capture_output=True, check=False
-        )  # waits, and kills on errors
+        try:  # waits, and kills on errors
+            done = subprocess.run(command, cwd=jar.parent, capture_output=True, check=False)
+        except OSError as error:
+            raise cannot_start("SPICE", error) from error
         if done.returncode or not result.is_file():
-            words = done.stderr.decode(errors="replace").strip() or "it said nothing"
+            words = (done.stderr + done.stdout).decode(errors="replace").strip() or "it said nothing"
             raise RuntimeError(
                 f"SPICE failed with exit status {done.returncode}; its last words: {words[-500:]}"
             )

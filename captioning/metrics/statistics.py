@@ -6,9 +6,9 @@ Riezler and Maxwell, 2005) swaps the two systems' outputs at random images and c
 makes a difference as large as found.
 
 Both take per-image rows whose sum tells the corpus score, and the function from such sums to scores: the mean
-of one column for CIDEr-D, ROUGE-L, SPICE (`mean_rows`), and BLEU's counts, which must be pooled before
-dividing (`bleu_rows`). CIDEr-D's document frequencies stay those of the whole corpus. References, and
-training runs, are not resampled.
+of one column for CIDEr-D, ROUGE-L, SPICE (`mean_rows`); BLEU's counts and METEOR's statistics must be pooled
+before dividing (`bleu_rows`, `meteor_rows`). CIDEr-D's document frequencies stay those of the whole corpus.
+References, and training runs, are not resampled.
 
 Legend: I images, S columns, R resamples.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from captioning.metrics.bleu import NUM_ORDERS, BleuCounts, bleu_of_counts
+from captioning.metrics.meteor import meteor_of_statistics
 
 Reals = NDArray[np.float64]
 
@@ -67,6 +68,11 @@ def bleu_rows(counts: BleuCounts, order: int) -> Rows:
     return Rows(values, corpus)
 
 
+def meteor_rows(statistics: Sequence[Sequence[float]]) -> Rows:
+    """Rows of METEOR from what its program says of each image."""
+    return Rows(np.asarray(statistics, np.float64), meteor_of_statistics)
+
+
 def bootstrap(
     rows: Rows, generator: np.random.Generator, resamples: int = 1000, level: float = 0.95
 ) -> Interval:
@@ -108,6 +114,8 @@ def randomization_test(
     change = second.values - first.values
     sums = first.values.sum(0), second.values.sum(0)
     found = float(first.corpus(sums[0]) - first.corpus(sums[1]))
+    if np.isnan(found):  # SPICE gives no value for some captions: then nothing can be said
+        return Difference(found, found)
     as_far = 0
     for size in _chunks(resamples):
         swapped = (generator.random((size, len(change))) < 0.5) @ change  # (R, S)

@@ -29,6 +29,14 @@ def find_java(metric: str) -> str:
     return java
 
 
+def cannot_start(metric: str, error: OSError) -> MetricUnavailable:
+    """Say that the `java` command is there but does not start."""
+    return MetricUnavailable(
+        f"{metric} needs Java, but the command `java` does not start ({error}); install a Java runtime (8 or "
+        f"newer) or leave {metric} out of the metrics"
+    )
+
+
 def find_jar(metric: str, *parts: str) -> Path:
     """The path of a jar inside the toolkit, such as ("meteor", "meteor-1.5.jar").
 
