@@ -58,9 +58,20 @@ def build_module(config: DictConfig, datamodule: CaptionDataModule) -> Captionin
 
 
 def starting_point(config: DictConfig) -> dict[str, Any] | None:
-    """Read the checkpoint to go on from: a run's last epoch to resume, its best one to start from."""
+    """Read the checkpoint to go on from: a run's last epoch to resume, its best one to start from.
+
+    Raises:
+        InputError: no such checkpoint, or a run to resume that has all its epochs.
+    """
     if config.resume:
-        return checkpoint.read(config.resume)
+        start = checkpoint.read(config.resume)
+        done, wanted = start["epoch"] + 1, config.trainer.max_epochs
+        if wanted is not None and done >= wanted:
+            raise InputError(
+                f"resume={config.resume} has trained {done} epochs and max_epochs is {wanted}; give a larger "
+                "max_epochs= to go on"
+            )
+        return start
     if config.start_from:
         return checkpoint.read(checkpoint.locate(config.start_from, ("best.ckpt", "last.ckpt")))
     return None

@@ -26,7 +26,6 @@ def main(config: DictConfig) -> None:
     """Print a line a picture; exit status 1 if none could be read."""
     paths = find_images(config.image)
     pictures = picture_names(config.picture, paths) if config.picture else {}
-    lines = LineFile(config.output) if config.output else None
     wanted = list(config.checkpoint) if isinstance(config.checkpoint, ListConfig) else config.checkpoint
     predictor = Predictor.load(
         wanted,
@@ -34,6 +33,7 @@ def main(config: DictConfig) -> None:
         weights=config.weights,
         hard_context=config.hard_context,
     )
+    lines = LineFile(config.output) if config.output else None
     failures = 0
     for path, caption in caption_all(predictor, paths):
         if caption is None:

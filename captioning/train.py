@@ -14,8 +14,7 @@ from captioning import checkpoint
 from captioning.assembly import build_data, build_module, starting_point, take_up
 from captioning.data import CaptionDataModule
 from captioning.entry import command
-from captioning.errors import InputError
-from captioning.features import extract
+from captioning.features import FeatureCache, extract
 from captioning.features.weights import is_file_name
 from captioning.files import write_text
 from captioning.module import CaptioningModule
@@ -31,15 +30,8 @@ def train(config: DictConfig) -> float | None:
     seed_everything(config.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
     start = starting_point(config)
-    if config.resume and start and start["epoch"] + 1 >= (config.trainer.max_epochs or 10**9):
-        raise InputError(
-            f"resume={config.resume} has trained {start['epoch'] + 1} epochs and max_epochs is "
-            f"{config.trainer.max_epochs}; give a larger max_epochs= to go on"
-        )
     if is_file_name(weights := str((config.features.get("extractor") or {}).get("weights", ""))):
-        config.features.extractor.weights = str(
-            Path(weights).absolute()
-        )  # a checkpoint is used from anywhere
+        config.features.extractor.weights = str(Path(weights).absolute())  # checkpoints are used anywhere
     if config.prepare:
         prepare(config)
     datamodule = build_data(config, words=start["captioning"]["words"] if start else None)
@@ -100,13 +92,17 @@ def summarise(config: DictConfig, module: CaptioningModule, parameters: int) -> 
 
 def prepare(config: DictConfig) -> None:
     """Extract features that are not there yet, so that one command leads from photographs to a model."""
-    if not Path(config.features.path).exists():
-        images = {record.image_id: record.path for record in instantiate(config.data.reader)()}
-        extractor = instantiate(config.features.extractor)
-        report = extract(extractor, images, config.features.path, progress=track, **config.features.run)
-        log.info("extracted %d images in %.0f s to %s", report.done_now, report.seconds, config.features.path)
-        for image_id, problem in report.unreadable:
-            log.warning("left out, as it can't be read: %s: %s", image_id, problem)
+    images = {record.image_id: record.path for record in instantiate(config.data.reader)()}
+    path = Path(config.features.path)
+    if path.exists():
+        cache = FeatureCache(path)
+        if images.keys() <= {*cache.image_ids, *cache.unreadable}:
+            return
+    extractor = instantiate(config.features.extractor)
+    report = extract(extractor, images, path, progress=track, **config.features.run)
+    log.info("extracted %d images in %.0f s to %s", report.done_now, report.seconds, path)
+    for image_id, problem in report.unreadable:
+        log.warning("left out, as it can't be read: %s: %s", image_id, problem)
 
 
 @command("train")

@@ -22,7 +22,9 @@ def read_run(folder: Path) -> dict:
         row["nll_by_epoch"] = [round(epoch["nll"], 3) for epoch in summary["epochs"]]
         row["cider_by_epoch"] = [round(epoch["cider_d"], 1) for epoch in summary["epochs"]]
     for scores in sorted(folder.glob("*/scores.json")):
-        [system] = json.loads(scores.read_text())["systems"]
+        system, *others = json.loads(scores.read_text())["systems"]
+        if others:  # a comparison of two
+            continue
         row[scores.parent.name] = {name: system["scores"][name] for name in SHOWN if name in system["scores"]}
         row[scores.parent.name]["diversity"] = system["diversity"]
     return row
