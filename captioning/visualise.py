@@ -1,8 +1,8 @@
 """Pictures of where the model looked for each word.
 
 As in the seed post: the image once a word, with the attention laid over it smoothly. Weights are scaled to
-each word's own minimum and maximum for display only (flaw S13), so that a diffuse map is seen as such by its
-title.
+each word's own minimum and maximum for display only (flaw S13; boxes to their maximum), so that a diffuse map
+is seen as such by its title.
 """
 
 import math
