@@ -16,7 +16,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from captioning.errors import InputError
 from captioning.vocabulary import SPECIAL_WORDS, UNKNOWN, Vocabulary
@@ -44,6 +44,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         def guarded(config: DictConfig) -> Any:
             quieten()
             try:
+                refuse_missing(config)
                 return main(config)
             except (InputError, InstantiationException, OmegaConfBaseException, OSError) as error:
                 told = _told(error)
@@ -62,6 +63,20 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     return decorate
 
 
+def refuse_missing(config: DictConfig) -> None:
+    """Refuse a config that leaves to the user what the user has not given.
+
+    Raises:
+        InputError: names the options.
+    """
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+    except InterpolationToMissingValueError as error:  # such as a name made of a file's
+        missing = [str(error).rpartition("Missing mandatory value: ")[2].split()[0]]
+    if missing:
+        raise InputError(f"needed, and not given: {', '.join(f'{name}=…' for name in missing)}")
+
+
 def _told(error: Exception) -> InputError | None:
     """Say in a sentence what the user can mend; None for what is a fault of the program."""
     if isinstance(error, InputError):
@@ -77,8 +92,6 @@ def _told(error: Exception) -> InputError | None:
             return cause
         key = str(error).rpartition("full_key: ")[2].strip() or "the config"
         return InputError(f"{key} can't be built as given: {cause!r}; HYDRA_FULL_ERROR=1 tells more")
-    if isinstance(error, MissingMandatoryValue):
-        return InputError(f"the option {error.full_key}=… is needed")
     return InputError(str(error).partition("\n")[0])
 
 

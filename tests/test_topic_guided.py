@@ -147,7 +147,7 @@ def test_evaluation_cannot_see_references(toy_overrides: list[str], tmp_path: Pa
     loaded = checkpoint.load(checkpoint.locate(tmp_path))
     config = compose_config("evaluate", f"checkpoint={tmp_path}", "output_dir=none")
     datamodule = build_data(config, loaded)
-    open_captions, _ = caption_split(config, loaded, datamodule)
+    open_captions, *_ = caption_split(config, loaded, datamodule)
 
     def seal(record: Annotated) -> Annotated:
         return record._replace(captions=Sealed(record.captions))
@@ -155,5 +155,5 @@ def test_evaluation_cannot_see_references(toy_overrides: list[str], tmp_path: Pa
     datamodule.records["val"] = [seal(record) for record in datamodule.records["val"]]
     with pytest.raises(AssertionError, match="looked at a reference"):
         datamodule.images("val").__getitems__([0])  # the seal works
-    sealed_captions, _ = caption_split(config, loaded, datamodule)
+    sealed_captions, *_ = caption_split(config, loaded, datamodule)
     assert sealed_captions == open_captions and len(sealed_captions) == 8
