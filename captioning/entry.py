@@ -16,7 +16,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException
 
 from captioning.errors import InputError
 from captioning.vocabulary import SPECIAL_WORDS, UNKNOWN, Vocabulary
@@ -69,12 +69,17 @@ def refuse_missing(config: DictConfig) -> None:
     Raises:
         InputError: names the options.
     """
-    try:
-        missing = sorted(OmegaConf.missing_keys(config))
-    except InterpolationToMissingValueError as error:  # such as a name made of a file's
-        missing = [str(error).rpartition("Missing mandatory value: ")[2].split()[0]]
-    if missing:
+    # Nothing is resolved: a config may refer to a group that this command has not been given and won't use.
+    if missing := _missing(OmegaConf.to_container(config, resolve=False)):
         raise InputError(f"needed, and not given: {', '.join(f'{name}=…' for name in missing)}")
+
+
+def _missing(node: Any, name: str = "") -> list[str]:
+    """List the options below a node of a plain config that are still to be given."""
+    if isinstance(node, dict):
+        parts = ((f"{name}.{key}" if name else str(key), value) for key, value in node.items())
+        return [found for key, value in parts for found in _missing(value, key)]
+    return [name] if node == "???" else []
 
 
 def _told(error: Exception) -> InputError | None:

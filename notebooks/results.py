@@ -92,6 +92,32 @@ display(Markdown(table(families, "beam5")))
 display(Markdown(table(families, "greedy")))
 
 # %% [markdown]
+# ## What they cost
+#
+# `python -m benchmarks.families --json notebooks/speed.json` (commit 1cfa596): 64 regions, batch 64, 12 words, bfloat16, 2
+# threads, medians of 5, the machine otherwise idle.
+
+# %%
+MODELS = {
+    "mean_pooled": "mean_pooled",
+    "seed": "gru_attention_flickr",
+    "sat_soft": "show_attend_tell_flickr",
+    "sat_hard": "show_attend_tell_hard_flickr",
+    "up_down": "up_down_flickr",
+    "translator": "attentive_translator",
+    "topic_guided": "topic_guided_flickr",
+    "adaptive": "adaptive",
+    "transformer": "transformer",
+}
+speed = json.loads((here / "speed.json").read_text())
+rows = ["| | ms a step | ms an image, greedy | beam 5 |", "|---|---|---|---|"]
+for name, model in MODELS.items():
+    taken = speed[model]
+    images = f"{taken['ms_an_image_greedy']:.1f} | {taken['ms_an_image_beam5']:.1f}"
+    rows.append(f"| {LABELS[name]} | {taken['ms_a_step']:.0f} | {images} |")
+display(Markdown("\n".join(rows)))
+
+# %% [markdown]
 # ## What a beam of 5 adds
 
 # %%

@@ -485,6 +485,18 @@ class TestCommand:
         for entry, first in zip(others, captions, strict=True):
             assert len({first["caption"], *entry["captions"]}) == 3
 
+    def test_files_are_compared_with_nothing_but_data(self, toy_root: Path, tmp_path: Path) -> None:
+        """No features are named, nor needed; the whole command, as what it composes matters here."""
+        content = json.loads((toy_root / "toy" / "captions_val.json").read_text())
+        for name, caption in (("a", "a red circle"), ("b", "a blue square")):
+            entries = [{"image_id": image["id"], "caption": caption} for image in content["images"]]
+            (tmp_path / f"{name}.json").write_text(json.dumps(entries))
+        done = call(
+            "evaluate", "compare=[a.json,b.json]", "data=toy", f"data_root={toy_root}", "resamples=50",
+            "data.reader.scenes={train: 24, val: 8, test: 8}", "output_dir=both", cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0 and "difference" in done.stdout, done.stderr
+
     def test_stored_frequencies_make_the_score_of_one_image_mean_something(
         self, checkpoint: Path, toy_root: Path, tmp_path: Path
     ) -> None:
