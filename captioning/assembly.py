@@ -50,7 +50,10 @@ def build_module(config: DictConfig, datamodule: CaptionDataModule) -> Captionin
     names = ("model", "objective", "optimizer", "scheduler")
     parts: dict[str, Any] = {name: instantiate(config[name]) or None for name in names}  # scheduler=none: {}
     refuse_untaught_attention(parts["model"], parts["objective"])
-    description = checkpoint.describe(config, datamodule.vocabulary.words, datamodule.cache.provenance)
+    kept = ("model", "data", "features", "optimizer", "scheduler")
+    description = checkpoint.describe(
+        config, datamodule.vocabulary.words, datamodule.cache.provenance, parts=kept
+    )
     decoding = build_decoder(config.decoding, datamodule.vocabulary)
     return CaptioningModule(
         vocabulary=datamodule.vocabulary, description=description, decoding=decoding, **parts
@@ -71,10 +74,29 @@ def starting_point(config: DictConfig) -> dict[str, Any] | None:
                 f"resume={config.resume} has trained {done} epochs and max_epochs is {wanted}; give a larger "
                 "max_epochs= to go on"
             )
+        refuse_other_optimizer(config, start)
         return start
     if config.start_from:
         return checkpoint.read(checkpoint.locate(config.start_from, ("best.ckpt", "last.ckpt")))
     return None
+
+
+def refuse_other_optimizer(config: DictConfig, start: dict[str, Any]) -> None:
+    """Refuse to resume a run with an optimizer or a schedule whose state is not the one in its checkpoint.
+
+    Raises:
+        InputError: of another class; other options, such as the rate, may be given.
+    """
+    for part in ("optimizer", "scheduler"):
+        said = start["captioning"].get(part, config[part])  # checkpoints of older versions don't say
+        before, now = (
+            str(options.get("_target_", "none")).rpartition(".")[2] for options in (said, config[part])
+        )
+        if before != now:
+            raise InputError(
+                f"resume={config.resume} was trained with {part} {before}, found {now}; give that "
+                f"{part}= again, or start_from= to begin another training with its weights"
+            )
 
 
 def refuse_untaught_attention(model: CaptionModel, objective: Any) -> None:

@@ -45,6 +45,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             quieten()
             try:
                 refuse_missing(config)
+                refuse_fractions(config)
                 return main(config)
             except (InputError, InstantiationException, OmegaConfBaseException, OSError) as error:
                 told = _told(error)
@@ -72,6 +73,18 @@ def refuse_missing(config: DictConfig) -> None:
     # Nothing is resolved: a config may refer to a group that this command has not been given and won't use.
     if missing := _missing(OmegaConf.to_container(config, resolve=False)):
         raise InputError(f"needed, and not given: {', '.join(f'{name}=…' for name in missing)}")
+
+
+def refuse_fractions(config: DictConfig) -> None:
+    """Refuse a seed or a number of epochs that is no whole number, before anything is built with it.
+
+    Raises:
+        InputError: names the option.
+    """
+    for name in ("seed", "max_epochs"):
+        value = config.get(name)
+        if value is not None and type(value) is not int:
+            raise InputError(f"{name}={value} must be a whole number")
 
 
 def _missing(node: Any, name: str = "") -> list[str]:

@@ -18,6 +18,7 @@ from captioning.errors import InputError
 from captioning.metrics import score_all
 from captioning.models.base import CaptionModel
 from captioning.objectives import CrossEntropy
+from captioning.schedules import renew_options
 from captioning.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -168,12 +169,27 @@ class CaptioningModule(LightningModule):
         return self.decoding(self.model, batch.features, batch.mask)
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer, and the schedule over all steps."""
-        optimizer = self._optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
-        if self._scheduler is None:
-            return optimizer
-        schedule = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        """Build the optimizer, and the schedule over all steps.
+
+        Raises:
+            InputError: they refuse their options.
+        """
+        try:
+            optimizer = self._optimizer(
+                parameter for parameter in self.parameters() if parameter.requires_grad
+            )
+            if self._scheduler is None:
+                return optimizer
+            schedule = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"optimizer= and scheduler= can't be built as given: {error}") from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        """Let the options given now win over those that a resumed optimizer remembers."""
+        schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
+        for optimizer in self.trainer.optimizers:
+            renew_options(optimizer, schedules)
 
     def configure_gradient_clipping(
         self,

@@ -1,6 +1,8 @@
 """Learning-rate schedules over a known number of steps: (optimizer, total_steps, *, …) -> scheduler."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -32,3 +34,23 @@ def step_decay(optimizer: Optimizer, total_steps: int, *, factor: float, times: 
     """Multiply the rate by `factor` at `times` evenly spaced moments of the training."""
     every = max(1, total_steps // (times + 1))
     return LambdaLR(optimizer, lambda step: factor ** min(times, step // every))
+
+
+def renew_options(optimizer: Optimizer, schedules: Sequence[Any]) -> None:
+    """Give an optimizer whose state was loaded the options that it was built with.
+
+    What was loaded has the options of the run it comes from, and would hide a lower learning rate given now.
+
+    Args:
+        optimizer: of one or more groups without options of their own.
+        schedules: of its learning rate; they go on where they are, towards or from the new rate.
+    """
+    wanted = optimizer.defaults["lr"]
+    for number, group in enumerate(optimizer.param_groups):
+        peak = group.get("initial_lr", group["lr"])
+        current = group["lr"] * wanted / peak if peak else wanted
+        group.update(optimizer.defaults, lr=current)
+        if "initial_lr" in group:
+            group["initial_lr"] = wanted
+        for schedule in schedules:
+            schedule.base_lrs[number] = wanted

@@ -175,6 +175,10 @@ class TestTrain:
             (["data.vocabulary_size=3"], "vocabulary size 3 leaves no room"),
             (["model.dropout=2"], "model can't be built as given: ValueError('dropout probability"),
             (["experiment=coco3k"], "Could not find 'experiment/coco3k'"),
+            (["seed=abc"], "seed=abc must be a whole number"),
+            (["max_epochs=2.5"], "max_epochs=2.5 must be a whole number"),
+            (["optimizer.lr=fast"], "optimizer= and scheduler= can't be built as given"),
+            (["optimizer.lr=-1"], "can't be built as given: Invalid learning rate: -1"),
             (["optimizer.learning_rate=1"], "Key 'learning_rate' is not in struct"),
             (
                 ["features=resnet101", "prepare=false", "features.path=TOY"],

@@ -40,6 +40,7 @@ LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import
         "decoding",
         "metrics",
         "objectives",
+        "schedules",
         "checkpoint",
     ),
     "predictor": ("vocabulary", "errors", "checkpoint", "features", "decoding", "models"),

@@ -207,6 +207,37 @@ def test_resuming_with_another_model_or_objective_is_told(
         run(small, tmp_path / "hard", *hard, *sizes, "trainer.max_epochs=2")
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("optimizer=rmsprop", "was trained with optimizer Adam, found RMSprop; give that optimizer= again"),
+        (
+            "scheduler=none",
+            "was trained with scheduler warmup_cosine, found none; give that scheduler= again",
+        ),
+    ],
+)
+def test_resuming_with_another_optimizer_or_schedule_is_refused(
+    toy_overrides: list[str], tmp_path: Path, option: str, message: str
+) -> None:
+    options = [*toy_overrides, "scheduler=warmup_cosine"]
+    run(options, tmp_path / "one", "trainer.max_epochs=1")
+    with pytest.raises(InputError, match=message):
+        run(options, tmp_path, "trainer.max_epochs=2", f"resume={tmp_path / 'one'}", option)
+
+
+@pytest.mark.parametrize(("scheduler", "share"), [("none", 1.0), ("warmup_cosine", 0.01)])
+def test_a_resumed_run_takes_the_learning_rate_it_is_given(
+    toy_overrides: list[str], tmp_path: Path, scheduler: str, share: float
+) -> None:
+    options = [*toy_overrides, f"scheduler={scheduler}", "optimizer.lr=1e-3"]
+    run(options, tmp_path / "one", "trainer.max_epochs=1")
+    lower = ["trainer.max_epochs=2", f"resume={tmp_path / 'one'}", "optimizer.lr=1e-4"]
+    run(options, tmp_path / "two", *lower)
+    last = torch.load(tmp_path / "two" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(share * 1e-4, rel=0.05)
+
+
 @pytest.mark.parametrize("how", ["start_from", "resume"])
 def test_going_on_with_features_of_another_kind_is_refused(
     toy_overrides: list[str], trained: Path, tmp_path: Path, how: str
