@@ -4,7 +4,9 @@ import errno
 import functools
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +45,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         @functools.wraps(main)
         def guarded(config: DictConfig) -> Any:
             quieten()
+            if threading.current_thread() is threading.main_thread():  # Java and workers end with us
+                signal.signal(signal.SIGTERM, _terminated)
             try:
                 refuse_missing(config)
                 refuse_fractions(config)
@@ -62,6 +66,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)
 
     return decorate
+
+
+def _terminated(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
 
 
 def refuse_missing(config: DictConfig) -> None:

@@ -218,23 +218,33 @@ def test_log_probabilities_equal_teacher_forced_scoring(model: CaptionModel) -> 
         {"length_score": average},
         {"length_score": partial(gnmt, alpha=0.7)},
         {"groups": 3, "diversity": 0.7, "num_best": 3},
+        {"groups": 3, "diversity": 0.7, "num_best": 6, "beam_size": 6, "length_score": average},
         {"required": [5, 7], "rules": [NoRepeatedNgram(size=2)]},
         {"prefix": [6], "rules": [Forbidden(ids=[3])]},
     ],
-    ids=["average", "gnmt", "diverse", "required", "prefix"],
+    ids=["average", "gnmt", "diverse", "diverse_list", "required", "prefix"],
 )
 def test_batch_order_and_size_change_nothing(model: CaptionModel, options: dict) -> None:
     features = torch.randn(6, REGIONS, DIM)
-    search = partial(beam_search, model, max_words=7, beam_size=3, **options)
-    together = search(features)
-    turned = search(features.flip(0))
-    assert torch.equal(together.tokens.flip(0), turned.tokens)
+    search = partial(beam_search, model, **{"max_words": 7, "beam_size": 3, **options})
+    together, turned = search(features), search(features.flip(0))
+    for one, other in zip((together, *together.others), (turned, *turned.others), strict=True):
+        assert torch.equal(one.tokens.flip(0), other.tokens)
     for row in range(6):
-        alone = search(features[row : row + 1]).tokens[0]
-        assert (
-            torch.equal(together.tokens[row, : len(alone)], alone)
-            and not together.tokens[row, len(alone) :].any()
-        )
+        alone = search(features[row : row + 1])
+        for one, other in zip((together, *together.others), (alone, *alone.others), strict=True):
+            words = other.tokens[0]
+            assert torch.equal(one.tokens[row, : len(words)], words)
+            assert not one.tokens[row, len(words) :].any()
+
+
+def test_every_group_of_a_diverse_search_finishes_its_captions() -> None:
+    """The first group ends at once; the words that it leaves to the second need a second step to end."""
+    model = Fixed([0, 0, 0.5, 0.3, 0.2])
+    found = beam_search(
+        model, torch.randn(1, REGIONS, 1), max_words=4, beam_size=2, groups=2, diversity=5.0, num_best=2
+    )
+    assert [h.tokens[0].tolist() for h in (found, *found.others)] == [[END], [3, END]]
 
 
 def test_masked_regions_are_never_looked_at(model: CaptionModel) -> None:

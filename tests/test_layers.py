@@ -24,6 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import
         "vocabulary",
         "errors",
         "models.base",
+        "models.hard_attention",
         "data.dataset",
         "data.topics",
         "decoding",

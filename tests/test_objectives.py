@@ -174,8 +174,19 @@ class TestHardAttention:
             [p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()]
         )
 
-    @pytest.mark.parametrize("decay", [1.0, 0.9], ids=["no_baseline", "baseline"])
-    def test_the_monte_carlo_gradient_is_the_enumerated_one(self, decay: float) -> None:
+    @pytest.mark.parametrize(
+        ("reward", "baseline", "decay"),
+        [
+            ("caption", "average", 1.0),
+            ("caption", "average", 0.9),
+            ("caption", "expected", 0.9),
+            ("to_go", "average", 1.0),
+            ("to_go", "expected", 0.9),
+        ],
+    )
+    def test_the_monte_carlo_gradient_is_the_enumerated_one(
+        self, reward: str, baseline: str, decay: float
+    ) -> None:
         model, batch = self.model(), self.batch()
         exact = self.gradient(model, self.bound(model, batch))
         draws = 3000
@@ -187,7 +198,7 @@ class TestHardAttention:
             [("x",)] * draws,
         )
         objective = HardAttentionObjective(
-            reward_weight=1.0, entropy_weight=0.0, baseline_decay=decay, reward="caption"
+            reward_weight=1.0, entropy_weight=0.0, baseline_decay=decay, reward=reward, baseline=baseline
         )
         halves = [self.gradient(model, objective(model, many)["loss"]) for _ in range(6)]
         mean = torch.stack(halves).mean(0)
@@ -207,7 +218,7 @@ class TestHardAttention:
                 return Output(torch.zeros(*tokens.shape, 1), None, features, extras)
 
         objective = HardAttentionObjective(
-            reward_weight=1.0, entropy_weight=0.0, baseline_decay=0.9, reward="caption"
+            reward_weight=1.0, entropy_weight=0.0, reward="caption", baseline="average"
         )
         objective(Told(PROBABILITIES), batch_of([[4], [3]]))[
             "loss"
@@ -227,7 +238,7 @@ class TestHardAttention:
 
         objective(Told(PROBABILITIES), batch_of([[4], [3, 4]]))["loss"].backward()
         assert log_prob.grad is not None and entropy.grad is not None
-        return log_prob.grad[:, 0], entropy.grad[:, 0]
+        return log_prob.grad, entropy.grad[:, 0]
 
     # negative log-likelihoods, END included: 4 has 0.5, 3 has 0.1, END 0.2
     COSTS = (-math.log(0.5 * 0.2), -math.log(0.1 * 0.5 * 0.2))
@@ -237,34 +248,96 @@ class TestHardAttention:
         self, reward: str, lengths: tuple[int, int]
     ) -> None:
         objective = HardAttentionObjective(
-            reward_weight=2.0, entropy_weight=0.3, baseline_decay=1.0, reward=reward
+            reward_weight=2.0, entropy_weight=0.3, baseline_decay=1.0, reward=reward, baseline="average"
         )
         policy, entropy = self.terms(objective)
         costs = [cost / length for cost, length in zip(self.COSTS, lengths, strict=True)]
-        torch.testing.assert_close(policy, 2.0 * torch.tensor(costs) / 2)  # a mean over two captions
+        torch.testing.assert_close(policy[:, 0], 2.0 * torch.tensor(costs) / 2)  # a mean over two captions
         torch.testing.assert_close(entropy, torch.full((2,), -0.3 / 2))  # descent raises it
+
+    @pytest.mark.parametrize(
+        ("reward", "costs"),
+        [
+            ("own", [[-math.log(0.5), -math.log(0.2), 0], [-math.log(0.1), -math.log(0.5), -math.log(0.2)]]),
+            (
+                "to_go",
+                [[-math.log(0.1), -math.log(0.2), 0], [-math.log(0.01), -math.log(0.1), -math.log(0.2)]],
+            ),
+        ],
+    )
+    def test_a_look_answers_for_its_own_word_or_for_those_to_go(
+        self, reward: str, costs: list[list[float]]
+    ) -> None:
+        objective = HardAttentionObjective(
+            reward_weight=1.0, entropy_weight=0.0, baseline_decay=1.0, reward=reward, baseline="average"
+        )
+        torch.testing.assert_close(self.terms(objective)[0], torch.tensor(costs) / 2)
+
+    def test_the_expected_contexts_cost_is_measured_with_the_same_dropout(self) -> None:
+        """Where expectations are seen anyway, the two passes are the same, dropout and all."""
+        model = self.model()
+        model.dropout.p, model.attention.expectation_share = 0.5, 1.0
+        features = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(2))
+        batch = Batch(features, None, batch_of([[4], [3, 4], [5]]).tokens, ["a"] * 3, [("x",)] * 3)
+        costs: list[Tensor] = []
+
+        class Spy(HardAttentionObjective):
+            def _cost(self, nll: Tensor, real: Tensor) -> Tensor:
+                costs.append(nll)
+                return super()._cost(nll, real)
+
+        torch.manual_seed(1)
+        Spy(reward_weight=1.0, entropy_weight=0.0, reward="own", baseline="expected")(model, batch)
+        following = torch.rand(1)
+        torch.testing.assert_close(costs[0], costs[1], rtol=0, atol=0)
+        torch.manual_seed(1)
+        HardAttentionObjective(reward_weight=1.0, entropy_weight=0.0, reward="own", baseline="average")(
+            model, batch
+        )
+        assert torch.equal(following, torch.rand(1))  # the second pass leaves no trace in the random numbers
+        assert model.attention.expectation_share == 1.0
+
+    def test_with_the_expected_baseline_advantages_are_differences_around_their_mean(self) -> None:
+        model, objective = self.model(), None
+        seen: list[Tensor] = []
+
+        class Spy(HardAttentionObjective):
+            def _cost(self, nll: Tensor, real: Tensor) -> Tensor:
+                seen.append(super()._cost(nll, real))
+                return seen[-1]
+
+        objective = Spy(reward_weight=1.0, entropy_weight=0.0, reward="to_go", baseline="expected")
+        torch.manual_seed(4)
+        batch = self.batch()
+        given = model(batch.features, batch.tokens[:, :-1], None)
+        torch.manual_seed(4)
+        loss = objective(model, batch)["loss"]
+        advantage = seen[0] - seen[1]
+        advantage = advantage - advantage.mean()
+        expected = seen[0][0, 0] + (advantage * given.extras["location_log_prob"]).sum()
+        torch.testing.assert_close(loss, expected)
 
     def test_the_baseline_moves_and_is_kept_in_the_state(self) -> None:
         def make() -> HardAttentionObjective:
             return HardAttentionObjective(
-                reward_weight=1.0, entropy_weight=0.0, baseline_decay=0.9, reward="caption"
+                reward_weight=1.0, entropy_weight=0.0, reward="caption", baseline="average"
             )
 
         objective, mean = make(), sum(self.COSTS) / 2
         first, _ = self.terms(objective)
-        torch.testing.assert_close(first, (torch.tensor(self.COSTS) - mean) / 2)
-        objective.baseline = 1.0
+        torch.testing.assert_close(first[:, 0], (torch.tensor(self.COSTS) - mean) / 2)
+        objective.average = 1.0
         self.terms(objective)
-        assert objective.baseline == pytest.approx(0.9 + 0.1 * mean)
+        assert objective.average == pytest.approx(0.9 + 0.1 * mean)
         restored = make()
         restored.restore(objective.state())
-        assert restored.baseline == objective.baseline
+        assert restored.average == objective.average
 
     def test_gradients_reach_every_parameter_in_training(self) -> None:
         model = self.model()
         model.attention.expectation_share = 0.0
         objective = HardAttentionObjective(
-            reward_weight=1.0, entropy_weight=0.1, baseline_decay=1.0, reward="caption"
+            reward_weight=1.0, entropy_weight=0.1, baseline_decay=1.0, reward="caption", baseline="average"
         )
         objective(model, self.batch())["loss"].backward()
         reached = {n: p.grad is not None and p.grad.abs().max() > 1e-6 for n, p in model.named_parameters()}
@@ -274,12 +347,14 @@ class TestHardAttention:
 
     def test_it_needs_an_attention_that_draws(self) -> None:
         objective = HardAttentionObjective(
-            reward_weight=1.0, entropy_weight=0.0, baseline_decay=0.9, reward="word"
+            reward_weight=1.0, entropy_weight=0.0, reward="word", baseline="average"
         )
         with pytest.raises(InputError, match="needs model=show_attend_tell_hard"):
             objective(build("sat_soft"), batch_of([[4]]))
-        with pytest.raises(InputError, match="caption or word"):
-            HardAttentionObjective(reward_weight=1.0, entropy_weight=0.0, baseline_decay=0.9, reward="sum")
+        with pytest.raises(
+            InputError, match="needed are one of caption, word, to_go, own and one of average"
+        ):
+            HardAttentionObjective(reward_weight=1.0, entropy_weight=0.0, reward="sum", baseline="average")
 
 
 class TestSelfCritical:

@@ -268,8 +268,15 @@ def _collect_cut(finished: Captions, captions: Captions, met: Tensor, setting: _
 
 
 def _all_decided(finished: Captions, captions: Captions, setting: _Setting) -> bool:
-    """Say whether no open caption can still come among the wanted ones of its image."""
+    """Say whether no open caption can still come among the wanted ones of its image.
+
+    Several wanted ones of a diverse search come from all groups in turn, and from further down a group where
+    groups found the same: each then has to be decided by itself, to its last place.
+    """
+    together = setting.groups == 1 or setting.wanted == 1
+    groups, needed = (1, setting.wanted) if together else (setting.groups, setting.beams)
     longest = torch.tensor(setting.max_words, device=captions.sums.device)
-    best_open = setting.length_score(captions.sums, longest).amax(1)  # no gain can raise it further
-    threshold = finished.sums.topk(setting.wanted).values[:, -1]
+    scores = setting.length_score(captions.sums, longest)
+    best_open = scores.view(len(scores), groups, -1).amax(2)  # (B, G); no gain can raise it further
+    threshold = finished.sums.view(len(scores), groups, -1).topk(needed).values[..., -1]
     return bool(((best_open <= threshold) | torch.isneginf(best_open)).all())

@@ -38,12 +38,19 @@ def spice(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Seq
         {"image_id": number, "test": " ".join(tokens), "refs": [" ".join(caption) for caption in captions]}
         for number, (tokens, captions) in enumerate(zip(candidates, references, strict=True))
     ]
-    values = {result["image_id"]: result["scores"]["All"]["f"] for result in _run(java, jar, images)}
-    per_image = [float("nan") if values[i] is None else float(values[i]) for i in range(len(images))]
+    written = _run(java, jar, images)
+    try:
+        values = {result["image_id"]: result["scores"]["All"]["f"] for result in json.loads(written)}
+        per_image = [float("nan") if values[i] is None else float(values[i]) for i in range(len(images))]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RuntimeError(
+            f"SPICE wrote no scores for these {len(images)} images ({error!r}); it wrote: {written[:300]}"
+        ) from error
     return Score(sum(per_image) / len(per_image), per_image)
 
 
-def _run(java: str, jar: Path, images: Sequence[dict[str, object]]) -> list[dict]:
+def _run(java: str, jar: Path, images: Sequence[dict[str, object]]) -> str:
+    """Give what the program writes for these images."""
     with tempfile.TemporaryDirectory() as folder:
         given, result = Path(folder, "captions.json"), Path(folder, "scores.json")
         given.write_text(json.dumps(images))
@@ -57,4 +64,4 @@ def _run(java: str, jar: Path, images: Sequence[dict[str, object]]) -> list[dict
             raise RuntimeError(
                 f"SPICE failed with exit status {done.returncode}; its last words: {words[-500:]}"
             )
-        return json.loads(result.read_text())
+        return result.read_text()

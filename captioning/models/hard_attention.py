@@ -7,7 +7,8 @@ objective `HardAttention`. What the decoder sees at test time is an object of it
 defaults to the expected context, and the paper does not say which one its table used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -71,6 +72,20 @@ def see_at_test(model: nn.Module, context: str) -> None:
         )
     for part in parts:
         part.at_test = CONTEXTS[context]
+
+
+@contextmanager
+def seeing_expectations(model: nn.Module) -> Iterator[None]:
+    """Let every batch see expectations for as long as this lasts, and draw as many random numbers as ever."""
+    parts = [part for part in model.modules() if isinstance(part, HardAttention)]
+    shares = [part.expectation_share for part in parts]
+    try:
+        for part in parts:
+            part.expectation_share = 1.0
+        yield
+    finally:
+        for part, share in zip(parts, shares, strict=True):
+            part.expectation_share = share
 
 
 class SoftAttention(nn.Module):

@@ -1,15 +1,26 @@
 """Learning where to look by REINFORCE (Xu et al. 2015, equations 10 to 13).
 
-For a caption b with locations s drawn by the model, the bound's gradient has a second term for the attention:
+Where the words t of captions b were said after looks at locations s_bt that the model drew, the bound's
+gradient has a second term for the attention:
 
-    loss = mean_b [ n_b + lambda_r (n_b - baseline)' sum_t log alpha_t(s_t) - lambda_e sum_t H(alpha_t) ]
+    loss = mean_b sum_t [ n_bt + lambda_r (r_bt - baseline_bt)' log alpha_bt(s_bt) - lambda_e H(alpha_bt) ]
+
+n_bt is a word's negative log-likelihood, the prime a stopped gradient, and r_bt the cost that a look answers
+for: `caption`, all words' (the bound); `word`, their mean (the authors' code); `to_go`, this word's and the
+later ones' (the bound too, with less variance); `own`, this word's alone (the least variance; biased, as what
+a look does to later words is left out). A look whose cost is above the baseline loses probability.
+
+The authors' baseline is a moving `average` of the cost. How hard a caption is then stays in every advantage,
+and on Flickr8k drowned what the draw had done: the attention never left the uniform distribution. `expected`
+is the same words' cost under the expected context with the same dropout, plus what a draw costs on average
+over the batch: it knows the caption and not the draw, so that it adds no bias.
 
 The doubly stochastic term is left out: whether it reaches the attention in the authors' code is unclear.
-n_b is the caption's negative log-likelihood, the prime a stopped gradient, the baseline a moving average of
-n. A location after which the words were unlikely (n_b above the baseline) loses probability. `reward: word`
-takes the mean over words instead of the sum, as the authors' code does. Batches that saw expectations have no
-draws to learn from.
+Batches that saw expectations have no draws to learn from.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -17,29 +28,43 @@ from torch.nn import functional
 
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
-from captioning.models.base import CaptionModel
+from captioning.models.base import CaptionModel, Output
+from captioning.models.hard_attention import seeing_expectations
 from captioning.vocabulary import PAD
+
+REWARDS = ("caption", "word", "to_go", "own")
+BASELINES = ("average", "expected")
 
 
 class HardAttentionObjective:
     """Cross-entropy, the attention's policy gradient and its entropy.
 
     Args:
-        reward_weight: lambda_r; 1 with `caption` rewards is the bound's own gradient. The authors' code says
-            0.1 on `word` rewards, not divided by the batch as the likelihood is: 6.4 for a batch of 64.
+        reward_weight: lambda_r; 1 with `caption` or `to_go` rewards is the bound's own gradient. The authors'
+            code says 0.1 on `word` rewards, not divided by the batch as the likelihood is: 6.4 for one of 64.
         entropy_weight: lambda_e; 0.002 there, 0.128 by the same count.
+        reward: `caption`, `word`, `to_go` or `own`.
+        baseline: `average` or `expected`.
         baseline_decay: of the moving average; 0.9 in the paper. 1 keeps the baseline at 0.
-        reward: `caption` for the sum of log-likelihoods (the bound), `word` for their mean.
     """
 
     def __init__(
-        self, *, reward_weight: float, entropy_weight: float, baseline_decay: float, reward: str
+        self,
+        *,
+        reward_weight: float,
+        entropy_weight: float,
+        reward: str,
+        baseline: str,
+        baseline_decay: float = 0.9,
     ) -> None:
-        if reward not in ("caption", "word"):
-            raise InputError(f"objective.reward is {reward!r}; it is caption or word")
+        if reward not in REWARDS or baseline not in BASELINES:
+            raise InputError(
+                f"objective.reward={reward} and objective.baseline={baseline}: needed are one of "
+                f"{', '.join(REWARDS)} and one of {', '.join(BASELINES)}"
+            )
         self.reward_weight, self.entropy_weight = reward_weight, entropy_weight
-        self.baseline_decay, self.reward = baseline_decay, reward
-        self.baseline: float | None = 0.0 if baseline_decay == 1 else None
+        self.reward, self.baseline, self.baseline_decay = reward, baseline, baseline_decay
+        self.average: float | None = 0.0 if baseline_decay == 1 else None
 
     def __call__(self, model: CaptionModel, batch: Batch) -> dict[str, Tensor]:
         """Compute the loss.
@@ -47,19 +72,20 @@ class HardAttentionObjective:
         Raises:
             InputError: the model's attention does not draw locations.
         """
-        output = model(batch.features, batch.tokens[:, :-1], batch.mask)
+        real = batch.tokens[:, 1:] != PAD
+        random = _random_state(batch.tokens.device)
+        nll, output = _word_nll(model, batch)
         if "location_log_prob" not in output.extras:
             raise InputError("the hard-attention objective needs model=show_attend_tell_hard")
-        targets = batch.tokens[:, 1:]
-        real = targets != PAD
-        nll = torch.zeros_like(real, dtype=torch.float32)
-        words = functional.cross_entropy(
-            model.head(output.hidden[real]).float(), targets[real], reduction="none"
-        )
-        nll = nll.masked_scatter(real, words)  # (B, T)
-        cost = nll.sum(1) if self.reward == "caption" else nll.sum(1) / real.sum(1)  # (B,)
-        advantage = (cost - self._baseline(cost)).detach()
-        policy = (advantage * output.extras["location_log_prob"].sum(1)).mean()
+        cost = self._cost(nll.detach(), real)
+        if self.baseline == "average":
+            advantage = cost - self._moved_average(cost, real)
+        else:
+            with torch.no_grad(), _same_random(random, batch.tokens.device), seeing_expectations(model):
+                advantage = cost - self._cost(_word_nll(model, batch)[0], real)
+            advantage = advantage - (advantage * real).sum() / real.sum()
+        advantage = advantage * real
+        policy = (advantage * output.extras["location_log_prob"]).sum(1).mean()
         entropy = output.extras["entropy"].sum(1).mean()
         loss = nll.sum(1).mean() + self.reward_weight * policy - self.entropy_weight * entropy
         tokens = real.sum()
@@ -72,15 +98,51 @@ class HardAttentionObjective:
 
     def state(self) -> dict[str, float | None]:
         """Give the moving average, for a checkpoint."""
-        return {"baseline": self.baseline}
+        return {"baseline": self.average}
 
     def restore(self, state: dict[str, float | None]) -> None:
         """Take up the moving average of a checkpoint."""
-        self.baseline = state["baseline"]
+        self.average = state["baseline"]
 
-    def _baseline(self, cost: Tensor) -> float:
+    def _cost(self, nll: Tensor, real: Tensor) -> Tensor:
+        """Give what each look is held to account for, from words' costs (B, T), padding 0."""
+        if self.reward == "own":
+            return nll
+        if self.reward == "to_go":
+            return nll.flip(1).cumsum(1).flip(1)
+        total = nll.sum(1, keepdim=True)
+        return (total / real.sum(1, keepdim=True) if self.reward == "word" else total).expand_as(nll)
+
+    def _moved_average(self, cost: Tensor, real: Tensor) -> float:
         """Give the average before this batch, and move it."""
-        mean = float(cost.detach().mean())
-        before = mean if self.baseline is None else self.baseline
-        self.baseline = self.baseline_decay * before + (1 - self.baseline_decay) * mean
+        mean = float(
+            (cost * real).sum() / real.sum() if self.reward in ("to_go", "own") else cost[:, 0].mean()
+        )
+        before = mean if self.average is None else self.average
+        self.average = self.baseline_decay * before + (1 - self.baseline_decay) * mean
         return before
+
+
+def _word_nll(model: CaptionModel, batch: Batch) -> tuple[Tensor, Output]:
+    """Give every word's negative log-likelihood (B, T), padding 0, and the model's output."""
+    output = model(batch.features, batch.tokens[:, :-1], batch.mask)
+    targets = batch.tokens[:, 1:]
+    real = targets != PAD
+    words = functional.cross_entropy(model.head(output.hidden[real]).float(), targets[real], reduction="none")
+    return torch.zeros_like(real, dtype=torch.float32).masked_scatter(real, words), output
+
+
+def _random_state(device: torch.device) -> Tensor:
+    """Give the state of the generator that a device draws from."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+@contextmanager
+def _same_random(state: Tensor, device: torch.device) -> Iterator[None]:
+    """Draw from a generator's earlier state, and go on afterwards as if nothing had been drawn."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.set_rng_state(state)
+        yield
