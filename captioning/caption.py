@@ -4,11 +4,14 @@ import glob
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from omegaconf import DictConfig, ListConfig
 
 from captioning.entry import build_decoder, command
@@ -24,6 +27,7 @@ log = logging.getLogger(__name__)
 @command("caption")
 def main(config: DictConfig) -> None:
     """Print a line a picture; exit status 1 if none could be read."""
+    torch.manual_seed(config.seed)
     paths = find_images(config.image)
     pictures = picture_names(config.picture, paths) if config.picture else {}
     wanted = list(config.checkpoint) if isinstance(config.checkpoint, ListConfig) else config.checkpoint
@@ -41,7 +45,7 @@ def main(config: DictConfig) -> None:
             continue
         print(f"{path}: {caption.text}", *(f"    {text}" for text, _ in caption.others), sep="\n", flush=True)
         if lines:
-            lines.add(json.dumps(as_json(str(path), caption), ensure_ascii=False))
+            lines.add(path, caption)
         if pictures:
             draw(path, caption, pictures[path])
     if lines:
@@ -99,11 +103,17 @@ def draw(path: Path, caption: Caption, target: Path) -> None:
     close(figure)
 
 
+def image_id_of(path: Path) -> int | str:
+    """Give the number that a COCO file name ends in (COCO_test2014_000000000042.jpg is 42), or the name."""
+    number = re.search(r"(?:^|_)(\d{12})$", path.stem)
+    return int(number[1]) if number else path.stem
+
+
 class LineFile:
-    """A JSONL file that grows under a temporary name, so that a crash leaves what came before it.
+    """A line a picture; it grows under a temporary name, so that a crash leaves what came before it.
 
     Args:
-        path: the final name.
+        path: the final name; `.json` for one list in COCO's results format, anything else for JSONL.
 
     Raises:
         InputError: it is a folder.
@@ -118,14 +128,22 @@ class LineFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fresh = self.path.with_name(f"{self.path.name}.partial")
         self._file = self._fresh.open("w", encoding="utf-8")
+        self._as_list, self._count = self.path.suffix == ".json", 0
 
-    def add(self, line: str) -> None:
-        """Write a line."""
-        self._file.write(f"{line}\n")
+    def add(self, path: Path, caption: Caption) -> None:
+        """Write a picture's line."""
+        entry: dict[str, Any] = as_json(str(path), caption)
+        if self._as_list:
+            entry = {"image_id": image_id_of(path), "caption": caption.text}
+            self._file.write(",\n" if self._count else "[\n")
+        self._file.write(json.dumps(entry, ensure_ascii=False) + ("" if self._as_list else "\n"))
         self._file.flush()
+        self._count += 1
 
     def finish(self) -> None:
         """Give the file its name."""
+        if self._as_list:
+            self._file.write("\n]\n" if self._count else "[]\n")
         self._file.close()
         os.replace(self._fresh, self.path)
 

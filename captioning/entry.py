@@ -151,7 +151,7 @@ def _to_ids(node: Any, vocabulary: Vocabulary) -> Any:
 
 
 def _ids_of(key: str, words: Any, vocabulary: Vocabulary) -> list[int]:
-    listed = [words] if isinstance(words, str) else words or []
+    listed = words.split() if isinstance(words, str) else words or []
     if not isinstance(listed, list) or not all(isinstance(word, str | int) for word in listed):
         raise InputError(f"decoding.{key} is {words!r}; needed is a list of words, such as [a,dog]")
     return [_word_id(word, vocabulary) for word in listed]

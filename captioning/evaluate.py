@@ -33,6 +33,7 @@ from captioning.files import write_text
 from captioning.predictor import further, load_members
 from captioning.references import References, paths_of, read_references, with_frequencies, with_remedy
 from captioning.results import Evaluation
+from captioning.vocabulary import END
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,15 @@ def check_options(config: DictConfig) -> None:
     pair = [] if isinstance(config.compare, str) else list(config.compare or [])
     if config.compare and (len(pair) != 2 or not all(pair)):
         raise InputError(f"compare={config.compare} must be a list of two files: compare=[a.json,b.json]")
+    if config.references and not (config.results or config.compare):
+        raise InputError(
+            "references= goes with results= or compare=; a checkpoint brings its own, or give data="
+        )
+    if isinstance(config.metrics, str):
+        config.metrics = [config.metrics]
     results.check_metrics(config.metrics or [])
+    if type(config.page_images) is not int or config.page_images < 1:
+        raise InputError(f"page_images={config.page_images} must be a whole number from 1")
     if not (isinstance(config.resamples, int) and config.resamples >= 1 and isinstance(config.seed, int)):
         raise InputError(
             f"resamples={config.resamples} and seed={config.seed} must be whole, from 1 and 0 on"
@@ -88,8 +97,10 @@ def evaluate_model(config: DictConfig) -> Evaluation:
     if empty := [image_id for image_id, text in captions.items() if not text.strip()]:
         log.warning("%d captions are empty, first that of image %s", len(empty), empty[0])
     write_text(Path(config.output_dir) / "captions.json", results.as_json(captions))
+    lists = Path(config.output_dir) / "others.json"
+    lists.unlink(missing_ok=True)  # of an earlier run into the same folder
     if any(others.values()):
-        write_text(Path(config.output_dir) / "others.json", results.as_json(others))
+        write_text(lists, results.as_json(others))
     evaluation = evaluate(config, str(config.checkpoint), captions, references)
     said = {
         "decoding": OmegaConf.to_container(config.decoding, resolve=True),
@@ -142,7 +153,7 @@ def caption_split(
     decoding: Callable[..., Decoded] = build_decoder(config.decoding, loaded.vocabulary)
     captions: dict[str, str] = {}
     others: dict[str, list[str]] = {}
-    seconds = 0.0
+    seconds, cut = 0.0, 0
     batches = datamodule.image_dataloader(config.split, sealed=True)
     for batch in track(batches, "captioning", console=Console(stderr=True), transient=True):
         started = time.perf_counter()
@@ -151,9 +162,14 @@ def caption_split(
             decoded = decoding(model, batch.features.to(device), mask)
         texts = [loaded.vocabulary.decode(row) for row in decoded.tokens.tolist()]
         seconds += time.perf_counter() - started
+        cut += int((~(decoded.tokens == END).any(1)).sum())
         captions.update(zip(batch.image_ids, texts, strict=True))
         for row, image_id in enumerate(batch.image_ids):
             others[image_id] = [text for text, _ in further(decoded, loaded.vocabulary, row)]
+    if cut:
+        log.warning(
+            "%d of %d captions did not end within decoding.max_words and were cut", cut, len(captions)
+        )
     return captions, others, 1000 * seconds / len(captions)
 
 

@@ -96,6 +96,7 @@ def with_frequencies(config: DictConfig, references: References) -> References:
                 "document_frequencies=training or a file"
             )
     if config.save_document_frequencies:
+        Path(config.save_document_frequencies).parent.mkdir(parents=True, exist_ok=True)
         frequencies.save(config.save_document_frequencies)
     return references._replace(frequencies=frequencies)
 

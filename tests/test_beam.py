@@ -1,6 +1,7 @@
 """Beam search against enumeration, on every family with a small vocabulary."""
 
 import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -131,7 +132,7 @@ def test_where_nothing_ends_the_cut_captions_come_in_the_enumerated_order(
 ) -> None:
     captions = every_cut_caption()
     log_probs = score_captions(small, features, captions)
-    never_ends = MinimumLength(words=LONGEST + 1)
+    never_ends = Forbidden(ids=[END])
     options = {"beam_size": 400, "num_best": 40, "length_score": length_score, "rules": [never_ends]}
     found = beam_search(small, features, max_words=LONGEST, **options)
     got = torch.stack([h.log_probs.sum(1) for h in (found, *found.others)], 1)
@@ -275,11 +276,45 @@ def test_the_caption_that_meets_most_requirements_comes_first_when_none_meets_al
     found = beam_search(
         Fixed([0, 0, 0.2, 0.2, 0.2, 0.2, 0.2]),
         torch.randn(1, REGIONS, 1),
-        max_words=2,
+        max_words=4,
         beam_size=3,
         required=[4, 5, 6],
+        rules=[lambda tokens, scores: scores.index_fill(-1, torch.tensor([6]), -torch.inf)],
     )
-    assert len(set(found.tokens[0].tolist()) & {4, 5, 6}) == 2
+    assert set(found.tokens[0].tolist()) & {4, 5, 6} == {4, 5}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"required": [4], "rules": [Forbidden(ids=[4, 5])]}, r"word ids \[4\] are required and forbidden"),
+        ({"rules": [MinimumLength(words=5)]}, "no room for a minimum of 5 words, or"),
+        ({"prefix": [4] * 6}, "for the 6 of the prefix"),
+        ({"prefix": [4, 5], "required": [3, 4, 6, 7]}, "for the 5 of the prefix and the required ones"),
+        ({"length_score": None}, "needed are one of total, average and gnmt"),
+        ({"diversity": "much"}, "and decoding.diversity 'much'"),
+        ({"length_score": partial(gnmt, alpha="big")}, "alpha is big; needed is a number"),
+        ({"length_score": partial(gnmt, alpha=math.nan)}, "alpha is nan; needed is a number"),
+    ],
+)
+def test_what_no_caption_can_meet_is_refused(model: CaptionModel, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        beam_search(model, torch.randn(1, REGIONS, DIM), **{"max_words": 5, "beam_size": 3, **options})
+
+
+def test_a_minimum_or_a_prefix_that_just_fits_is_met(model: CaptionModel) -> None:
+    features = torch.randn(1, REGIONS, DIM)
+    long = beam_search(model, features, max_words=5, beam_size=3, rules=[MinimumLength(words=4)])
+    assert (long.tokens[0] != PAD).sum() == 5
+    begun = beam_search(model, features, max_words=5, beam_size=3, prefix=[4, 5], required=[6, 4, 7])
+    assert {4, 5, 6, 7} < set(begun.tokens[0].tolist())
+
+
+def test_scores_by_length_are_those_of_the_papers() -> None:
+    log_prob, words = torch.tensor(-6.0), torch.tensor(7)
+    assert total(log_prob, words).item() == -6.0
+    assert average(log_prob, words).item() == pytest.approx(-6 / 7)
+    assert gnmt(log_prob, words, alpha=0.5).item() == pytest.approx(-6 / math.sqrt(12 / 6))
 
 
 def test_diverse_groups_choose_other_words() -> None:

@@ -98,10 +98,28 @@ class TestCaption:
         assert done.stdout.splitlines() == [f"{image}: {texts[0]}", f"    {texts[1]}", f"    {texts[2]}"]
         assert len(set(texts)) == 3
 
+    def test_a_json_file_is_in_the_format_of_cocos_server(
+        self, run_folder: Path, toy_root: Path, tmp_path: Path
+    ) -> None:
+        image = toy_root / "toy" / "images" / "val_00000.jpg"
+        for name in ("COCO_test2014_000000000042.jpg", "000000000007.jpg", "mine.jpg"):
+            (tmp_path / name).symlink_to(image)
+        options = [f"checkpoint={run_folder}", f"image={tmp_path}", f"output={tmp_path / 'results.json'}"]
+        done = call("caption", *options)
+        entries = json.loads((tmp_path / "results.json").read_text())
+        assert [entry["image_id"] for entry in entries] == [7, 42, "mine"], done.stderr
+        assert {entry["caption"] for entry in entries} == {done.stdout.splitlines()[0].partition(": ")[2]}
+
+    def test_samples_are_those_of_the_seed(self, run_folder: Path, toy_root: Path) -> None:
+        image = toy_root / "toy" / "images" / "val_00000.jpg"
+        options = [f"checkpoint={run_folder}", f"image={image}", "decoding=nucleus", "decoding.num_samples=4"]
+        said = [call("caption", *options, f"seed={seed}").stdout for seed in (1, 1, 2)]
+        assert said[0] == said[1] != said[2] and said[0]
+
     def test_required_and_first_words_are_given_as_words(self, run_folder: Path, toy_root: Path) -> None:
         image = next((toy_root / "toy" / "images").glob("test_*.jpg"))
         options = [f"checkpoint={run_folder}", f"image={image}", "decoding=beam"]
-        done = call("caption", *options, "decoding.required=[yellow]", "decoding.prefix=[there,is]")
+        done = call("caption", *options, "decoding.required=[yellow]", "decoding.prefix=there is")
         assert ": there is" in done.stdout and "yellow" in done.stdout, done.stderr
         assert "do not include 'giraffe'" in call("caption", *options, "decoding.required=[giraffe]").stderr
 
@@ -269,3 +287,27 @@ class TestExtract:
         )
         assert call("extract", *options, "on_error=skip", cwd=tmp_path).returncode == 0
         assert "it is fail or skip" in call("extract", *options, "on_error=ignore", cwd=tmp_path).stderr
+
+
+def test_what_a_terminated_command_has_started_ends_with_it(tmp_path: Path) -> None:
+    script = tmp_path / "command.py"
+    script.write_text(
+        "import subprocess, pathlib\n"
+        "from captioning.entry import command\n"
+        "@command('baseline')\n"
+        "def main(config):\n"
+        "    subprocess.run(['sh', '-c', 'echo $$ > started; exec sleep 60'])\n"
+        "main()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, str(script), "retrieval=most_frequent", "hydra.run.dir=."]
+    process = subprocess.Popen(line, cwd=tmp_path, env=environment, stderr=subprocess.PIPE)
+    started = tmp_path / "started"
+    deadline = time.time() + 60
+    while not (started.exists() and started.read_text().strip()) and time.time() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    process.wait(timeout=30)
+    assert process.returncode == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(started.read_text()), 0)

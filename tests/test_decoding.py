@@ -225,3 +225,16 @@ def test_consensus_returns_one_of_the_samples_for_each_image(model: CaptionModel
     drawn = sample(model, features, max_words=5, num_samples=4, seed=0)
     pool = [{tuple(d.tokens[b].tolist()) for d in (drawn, *drawn.others)} for b in range(3)]
     assert all(tuple(found.tokens[b].tolist()) in pool[b] for b in range(3)) and len(found.others) == 3
+
+
+def test_consensus_ranks_the_samples_by_their_agreement(model: CaptionModel) -> None:
+    features = torch.randn(3, REGIONS, DIM)
+    found = consensus(model, features, max_words=5, num_samples=6, seed=0)
+    scores = agreement(torch.stack([d.tokens for d in (found, *found.others)]))
+    assert (scores[:-1] >= scores[1:] - 1e-9).all() and (scores[0] > scores[-1] + 0.1).any()
+
+
+@pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, "hot"])
+def test_a_temperature_is_a_number_above_0(model: CaptionModel, temperature: object) -> None:
+    with pytest.raises(InputError, match="decoding.temperature is .*; it must be a number above 0"):
+        sample(model, torch.randn(1, REGIONS, DIM), max_words=3, temperature=temperature)

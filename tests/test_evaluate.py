@@ -537,6 +537,9 @@ class TestCommand:
             (["results=a", "compare=[a,b]"], "results= scores one file and compare= two"),
             (["compare=[a]"], r"compare=['a'] must be a list of two files"),
             (["compare=a.json"], "compare=a.json must be a list of two files"),
+            (["results=a", "page_images=null"], "page_images=None must be a whole number from 1"),
+            (["checkpoint=a", "references=b"], "references= goes with results= or compare="),
+            (["results=a", "metrics=cider"], "metrics=['cider'] has ['cider']"),
             (["results=a", "metrics=[cider]"], "metrics=['cider'] has ['cider']"),
             (
                 ["compare=[a,b]", "page_metric=spice"],

@@ -85,5 +85,5 @@ def test_a_program_that_fails_costs_its_own_column_only(java, does: str, message
         spice(CANDIDATES, REFERENCES)
     captions = {"one": "a dog", "two": "a cat"}
     references = {"one": ["a dog runs"], "two": ["a cat", "cats"]}
-    found = evaluate("ours", captions, references, ("bleu", "spice"), resamples=10)
+    found = evaluate("ours", captions, references, metrics=("bleu", "spice"), resamples=10)
     assert "bleu_4" in found.scores and message in found.unavailable["spice"]

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captioning.decoding.constraints import Rule, required_bits, whole_numbers
+from captioning.decoding.constraints import Rule, refuse_contradictions, required_bits, whole_numbers
 from captioning.decoding.decoded import Decoded, word_log_probs
 from captioning.decoding.hypotheses import Captions, best, extend, keep_best
 from captioning.decoding.length import total
@@ -82,6 +82,12 @@ def beam_search(
         InputError: options that contradict each other.
     """
     _check(max_words=max_words, beam_size=beam_size, groups=groups, num_best=num_best)
+    if not callable(length_score) or not isinstance(diversity, int | float):
+        raise InputError(
+            f"decoding.length_score is {length_score!r} and decoding.diversity {diversity!r}; needed are "
+            "one of total, average and gnmt, and a number"
+        )
+    refuse_contradictions(rules, required, prefix, max_words)
     bits = required_bits(required, model.vocabulary_size, features.device)
     search = (rules, length_score, max_words, num_best)
     setting = _Setting(beam_size // groups, groups, diversity, bits, 2 ** len(required), *search)

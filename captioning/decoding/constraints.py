@@ -98,6 +98,26 @@ def shares(**options: object) -> None:
             raise InputError(f"decoding.{name} is {value!r}; needed is a share above 0, up to 1, or null")
 
 
+def refuse_contradictions(
+    rules: Sequence[Rule], required: Sequence[int], prefix: Sequence[int], max_words: int
+) -> None:
+    """Refuse requests that no caption can meet.
+
+    Raises:
+        InputError: names them.
+    """
+    forbidden = {word for rule in rules if isinstance(rule, Forbidden) for word in rule.ids}
+    if both := sorted(forbidden & set(required)):
+        raise InputError(f"word ids {both} are required and forbidden; drop them from one of the two")
+    least = max((rule.words for rule in rules if isinstance(rule, MinimumLength)), default=0)
+    asked = len(prefix) + len({*required} - {*prefix})
+    if max_words <= max(least, asked) and (least or asked):
+        raise InputError(
+            f"decoding.max_words={max_words}, the end counted, has no room for a minimum of {least} words, "
+            f"or for the {asked} of the prefix and the required ones; give a larger max_words"
+        )
+
+
 def required_bits(required: Sequence[int], size: int, device: torch.device) -> Tensor:
     """Give each word the bit of the requirement it meets: (V,) int64, zero for most.
 

@@ -3,6 +3,8 @@
 All of them rise with the length for the same log-probability, which `beam` uses to know when to stop.
 """
 
+import math
+
 from torch import Tensor
 
 from captioning.errors import InputError
@@ -22,8 +24,8 @@ def gnmt(log_prob: Tensor, words: Tensor, *, alpha: float) -> Tensor:
     """Divide by ((5 + words) / 6)^alpha (Wu et al. 2016, equation 14); alpha 0 is `total`.
 
     Raises:
-        InputError: a negative alpha, for which the search would stop too early.
+        InputError: an alpha that is negative, for which the search would stop too early, or no number.
     """
-    if alpha < 0:
-        raise InputError(f"decoding.length_score.alpha is {alpha}; needed is 0 or more")
+    if not isinstance(alpha, int | float) or not 0 <= alpha < math.inf:
+        raise InputError(f"decoding.length_score.alpha is {alpha}; needed is a number from 0")
     return log_prob / ((5 + words) / 6) ** alpha

@@ -6,6 +6,7 @@ cut: temperature; top-k (Fan et al. 2018); top-p, nucleus sampling (Holtzman et 
 al. 2022).
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -64,9 +65,10 @@ def sample(
     """
     whole_numbers(max_words=max_words, num_samples=num_samples, **({} if top_k is None else {"top_k": top_k}))
     shares(top_p=top_p, typical_p=typical_p)
-    if temperature <= 0:
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
         raise InputError(
-            f"decoding.temperature is {temperature}; it must be above 0, use decoding=greedy instead of 0"
+            f"decoding.temperature is {temperature}; it must be a number above 0, use decoding=greedy "
+            "instead of 0"
         )
 
     generator = None if seed is None else torch.Generator(features.device).manual_seed(seed)
