@@ -61,7 +61,7 @@ class CaptioningModule(LightningModule):
         self._candidates: dict[str, str] = {}
         self._references: dict[str, tuple[str, ...]] = {}
         self._looks: list[AttentionStatistics] = []
-        self._warned = False
+        self._collapsed = False
         self.history: list[dict[str, float]] = []
 
     def on_fit_start(self) -> None:
@@ -139,15 +139,15 @@ class CaptioningModule(LightningModule):
         self.history.append({"epoch": self.current_epoch, **said})
 
     def _watch_attention(self) -> None:
-        """Log where attention stands, and warn once when it has collapsed."""
+        """Log where attention stands, and warn whenever it begins to be collapsed."""
         if not self._looks:
             return
         seen = pool(self._looks)
         self.log("val/attention_entropy", seen.entropy)
         self.log("val/attention_change", seen.change)
         told = collapse(seen)
-        if told and not self._warned:
-            self._warned = True
+        begins, self._collapsed = bool(told) and not self._collapsed, bool(told)
+        if begins:
             log.warning(
                 "attention has collapsed: %s. Captions then come from the mean region; look at the pictures, "
                 "and try another optimizer.lr or other features=",

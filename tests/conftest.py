@@ -32,6 +32,7 @@ from captioning.models import (
     UpDown,
 )
 from captioning.models.hard_attention import expectation
+from captioning.objectives import HardAttentionObjective
 from captioning.vocabulary import END, START
 
 VOCABULARY, REGIONS, DIM = 11, 5, 6
@@ -63,6 +64,14 @@ FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
     ),
     "mean_pooled": partial(MeanPooled, **SMALL),
     "transformer": partial(Transformer, hidden_dim=12, num_layers=2, num_heads=3, inner_dim=16, dropout=0.0),
+}
+
+
+# What a family learns from, where it is not cross-entropy alone.
+OBJECTIVES: dict[str, Callable[[], Callable[..., dict[str, torch.Tensor]]]] = {
+    "sat_hard": partial(
+        HardAttentionObjective, reward_weight=1.0, entropy_weight=0.01, reward="own", baseline="expected"
+    )
 }
 
 

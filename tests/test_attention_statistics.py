@@ -74,6 +74,23 @@ def test_training_warns_of_a_fabricated_collapse(
     assert len(warnings) == 1 and "spreads evenly" in warnings[0] and "optimizer.lr" in warnings[0]
 
 
+def test_a_collapse_that_comes_back_is_told_again(
+    toy_overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = iter(["the same map for every word", "still the same map", None, "it spreads evenly"])
+    monkeypatch.setattr("captioning.module.collapse", lambda _: next(found))
+    with caplog.at_level(logging.WARNING):
+        train(compose_config("train", *toy_overrides, "trainer.max_epochs=4", f"output_dir={tmp_path}"))
+    told = [r.message.split(":")[1] for r in caplog.records if "attention has collapsed" in r.message]
+    assert [words.split(".")[0].strip() for words in told] == [
+        "the same map for every word",
+        "it spreads evenly",
+    ]
+
+
 def test_training_does_not_warn_without_one(
     toy_overrides: list[str],
     tmp_path: Path,

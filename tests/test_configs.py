@@ -1,6 +1,9 @@
 """Every YAML composes, and every option is one constructor call with the signature's own names."""
 
 import inspect
+import re
+import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +76,29 @@ def test_every_command_composes(command: str) -> None:
     compose_config(
         command, *(("output_dir=none",) if command in ("train", "extract", "demo", "baseline") else ())
     )
+
+
+def _flaws() -> list[str]:
+    """Read the switches from the header of the post as written: `#   S1 name   options  (remark)`."""
+    header = (CONF / "experiment" / "coco30k_as_posted.yaml").read_text().splitlines()
+    lines = [line for line in header if re.match(r"#   S\d", line)]
+    assert len(lines) == 6
+    return [re.split(r"  +", line)[2] for line in lines]
+
+
+@pytest.mark.parametrize("switches", _flaws())
+def test_the_switch_of_every_flaw_works_as_its_header_prints_it(switches: str) -> None:
+    """As a shell passes them on: bash makes two words of {a,b}."""
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {switches}"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert words == shlex.split(switches)
+    config = compose_config(
+        "train", "experiment=flickr8k", "data=flickr8k_sample", "model=gru_attention", *words, *FIXED
+    )
+    for part in ("model", "objective", "decoding"):
+        assert instantiate(config[part]) is not None
+    assert not isinstance(config.model.recurrence, str)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -92,6 +92,28 @@ def test_hard_attention_sees_one_region_in_training_or_the_expectation_without_g
     seen = all_of_it(query, all_of_it.prepare(values, None))
     assert not seen.context.requires_grad and not seen.extras["location_log_prob"].any()
     assert seen.extras["entropy"].requires_grad
+    torch.testing.assert_close(seen.context, (seen.weights[..., None] * values).sum(1))
+
+
+def test_whether_expectations_are_seen_is_decided_once_a_batch() -> None:
+    model = build("sat_hard").train()
+    model.attention.expectation_share = 0.5
+    batches = [model.attention.prepare(torch.randn(8, REGIONS, DIM), None).expected for _ in range(40)]
+    assert all(len(set(batch.tolist())) == 1 for batch in batches)
+    assert 8 < sum(bool(batch[0]) for batch in batches) < 32
+
+
+def test_hard_attention_in_training_is_unrolled_as_it_steps() -> None:
+    """With expectations, which draw nothing: teacher forcing and single steps agree in training mode too."""
+    model, batch = build("sat_hard").train(), batch_of([[4, 5, 6], [7, 8, 9]])
+    model.attention.expectation_share = 1.0
+    output = model(batch.features, batch.tokens[:, :-1])
+    memory = model.encode(batch.features)
+    state = model.start(memory)
+    for t in range(4):
+        step = model.step(batch.tokens[:, t], state, memory)
+        torch.testing.assert_close(step.hidden, output.hidden[:, t], atol=1e-5, rtol=1e-5)
+        state = step.state
 
 
 def test_what_hard_attention_sees_at_test_can_be_chosen_afterwards() -> None:

@@ -16,7 +16,7 @@ from captioning.models.encoder import masked_mean
 from captioning.models.recurrent import lstm_update
 from captioning.objectives import CrossEntropy
 from captioning.vocabulary import PAD, START
-from tests.conftest import DIM, FAMILIES, REGIONS, VOCABULARY, batch_of, build
+from tests.conftest import DIM, FAMILIES, OBJECTIVES, REGIONS, VOCABULARY, batch_of, build
 
 
 def step_by_step(model: CaptionModel, batch: Batch) -> Output:
@@ -146,13 +146,14 @@ def test_every_family_memorises_eight_captions(family: str) -> None:
     words = torch.Generator().manual_seed(5)
     batch = batch_of([torch.randint(4, VOCABULARY, (5,), generator=words).tolist() for _ in range(8)])
     model = build(family).train()
+    objective = OBJECTIVES.get(family, CrossEntropy)()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(250):
         optimizer.zero_grad()
-        loss = CrossEntropy()(model, batch)["loss"]
-        loss.backward()
+        terms = objective(model, batch)
+        terms["loss"].backward()
         optimizer.step()
-    assert loss.item() < 0.05
+    assert CrossEntropy()(model.eval(), batch)["loss"].item() < 0.05
     said = greedy(model.eval(), batch.features, None, max_words=8).tokens
     assert torch.equal(said, batch.tokens[:, 1:])
 
@@ -216,14 +217,15 @@ class TestAdditiveAttention:
 
     def test_gradient_matches_finite_differences(self) -> None:
         attention = AdditiveAttention(value_dim=2, query_dim=3, attention_dim=4).double()
+        mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
 
         def look(query: Tensor, values: Tensor) -> Tensor:
-            # the softmax is in float32 by design, so the check stops before it
-            return torch.tanh(attention.key(values) + attention.query(query)[:, None]).sum()
+            return attention(query, attention.prepare(values, mask))[0].double()
 
         query = torch.randn(2, 3, dtype=torch.double, requires_grad=True)
         values = torch.randn(2, 5, 2, dtype=torch.double, requires_grad=True)
-        assert torch.autograd.gradcheck(look, (query, values))
+        # The softmax is in float32 by design: wider steps, and as much less exact.
+        assert torch.autograd.gradcheck(look, (query, values), eps=1e-2, atol=2e-3, rtol=1e-2)
 
 
 def test_masked_mean_leaves_out_padding() -> None:

@@ -23,7 +23,7 @@ from captioning.objectives import (
     SelfCritical,
 )
 from captioning.vocabulary import END, PAD, START
-from tests.conftest import VOCABULARY, batch_of, build
+from tests.conftest import REGIONS, VOCABULARY, batch_of, build
 from tests.test_decoding import Fixed
 
 PROBABILITIES = [0.1, 0.1, 0.2, 0.1, 0.5]
@@ -114,6 +114,14 @@ class TestDoublyStochastic:
         attention = [[[0.7, 0.3], [0.9, 0.1]]]
         assert self.penalty("one", [[4]], attention) == pytest.approx(0.6**2 + 0.6**2)
         assert self.penalty("length", [[4]], attention) == pytest.approx(0.6**2 + 0.6**2)  # C/L = 2/2
+
+    def test_it_is_a_mean_over_captions_of_their_own_words(self) -> None:
+        # the first caption has C = 2 steps with END and one look at nothing, the second 3
+        attention = [[[0.7, 0.3], [0.9, 0.1], [0.0, 0.0]], [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]]
+        one = (0.6**2 + 0.6**2, 2**2 + 1)
+        length = (0.6**2 + 0.6**2, 1.5**2 + 1.5**2)  # C/L = 2/2 and 3/2
+        assert self.penalty("one", [[4], [4, 3]], attention) == pytest.approx(sum(one) / 2)
+        assert self.penalty("length", [[4], [4, 3]], attention) == pytest.approx(sum(length) / 2)
 
     def test_padded_regions_do_not_count(self) -> None:
         attention = [[[1.0, 0.0], [1.0, 0.0]]]
@@ -357,6 +365,14 @@ class TestHardAttention:
             HardAttentionObjective(reward_weight=1.0, entropy_weight=0.0, reward="sum", baseline="average")
 
 
+class Learned(Fixed):
+    """The same distribution over five words at every step, with a gradient."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__([1.0] * len(logits))
+        self.logits = torch.nn.Parameter(torch.tensor(logits))
+
+
 class TestSelfCritical:
     WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "dog", "runs", "cat", "sits", "red", "blue"]
 
@@ -381,6 +397,34 @@ class TestSelfCritical:
         objective = self.objective()
         assert objective.rewards(["image0"], whole).item() == pytest.approx(10.0, abs=1e-4)
         assert objective.rewards(["image0"], cut).item() < 9
+
+    @pytest.mark.parametrize("baseline", ["leave_one_out", "greedy"])
+    def test_its_gradient_is_that_of_the_enumerated_reward(self, baseline: str) -> None:
+        """Minus the expected CIDEr-D of captions of up to three words, END's own probability included."""
+        objective = SelfCritical(num_samples=2, baseline=baseline, max_words=3, cross_entropy_share=0.0)
+        objective.prepare({"image0": ["a dog"], "image1": ["dog dog"]}, self.WORDS[:6])  # 4 a, 5 dog
+        model = Learned([0.0, 0.0, 0.4, -9.0, 0.2, -0.3])
+        exact = torch.zeros(())
+        for length in (1, 2, 3):
+            for words in itertools.product([3, 4, 5], repeat=length - 1):
+                for last in (END,) if length < 3 else (END, 3, 4, 5):
+                    caption = torch.tensor([[*words, last]])
+                    logits = model.logits.index_fill(0, torch.tensor([PAD, START]), -torch.inf)
+                    log_prob = logits.log_softmax(0)[caption].sum()
+                    reward = objective.rewards(["image0"], Decoded(caption, torch.zeros(1, length), None))
+                    exact = exact - log_prob.exp() * reward[0]
+        [wanted] = torch.autograd.grad(exact, model.logits)
+        count = 6000
+        many = Batch(
+            torch.zeros(count, REGIONS, 1),
+            None,
+            torch.zeros(count, 3),
+            ["image0"] * count,
+            [("a dog",)] * count,
+        )
+        [found] = torch.autograd.grad(objective(model, many)["loss"], model.logits)
+        torch.testing.assert_close(found, wanted, atol=0.06, rtol=0)
+        assert wanted[4:].abs().max() > 0.2  # what is compared is far from nothing
 
     def test_a_better_caption_gains_probability(self) -> None:
         model = build("gru_attention", vocabulary_size=11).train()

@@ -1,6 +1,6 @@
 """Adaptive attention with a visual sentinel (Lu et al., CVPR 2017): it need not look for every word.
 
-    h_t, m_t = LSTM([E y_{t-1}; v_g], h_{t-1}, m_{t-1})      v_g: the projected mean region
+    h_t, m_t = LSTM([E y_{t-1}; v_g], h_{t-1}, m_{t-1})      v_g: the mean of the projected regions
     s_t = sigma(W_x x_t + W_h h_{t-1}) * tanh(m_t)           the sentinel
     alpha^ = softmax over [regions; sentinel] of w . tanh(W_v v_i + W_g h_t)
     c^_t = sum_i alpha^_i v_i + beta_t s_t                   beta_t = alpha^ of the sentinel

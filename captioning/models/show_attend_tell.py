@@ -7,8 +7,8 @@
     p(y_t) = softmax(W_o dropout(tanh(W_h' dropout(h_t) + E y_{t-1} + W_z z_t)))
 
 The paper's formula of the deep output has no tanh; the authors' code does, and so does this. Departures from
-that code: layers that are not square begin as PyTorch's do, and the word vectors as N(0, 0.1), both there
-N(0, 0.01).
+that code: layers that are not square begin as PyTorch's do, and the word vectors with a standard deviation of
+0.1; both are N(0, 0.01) there.
 """
 
 from collections.abc import Callable

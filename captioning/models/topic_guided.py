@@ -15,8 +15,8 @@ released code takes both from the reference captions even at test, and its seman
 column.) With a linear score the topic would cancel in the softmax; the ReLU makes it act.
 
 Other departures from that code: features are not batch-normalised, the topic head is two layers on the mean
-region, weights begin as PyTorch's do with word vectors N(0, 0.01), and dropout also falls on the LSTM's word
-input.
+region, weights begin as PyTorch's do with word vectors of a standard deviation of 0.1, and dropout also
+falls on the LSTM's word input.
 """
 
 from collections.abc import Sequence
