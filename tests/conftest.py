@@ -57,6 +57,14 @@ FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
     "up_down": partial(UpDown, attention_dim=8, **SMALL),
     "up_down_projected": partial(projected, UpDown, attention_dim=8, **SMALL),
     "attentive_translator": partial(AttentiveTranslator, attention_dim=8, context_to="both", **SMALL),
+    "translator_two_ways": partial(
+        AttentiveTranslator,
+        attention_dim=8,
+        context_to="both",
+        global_feature=False,
+        bidirectional=True,
+        **SMALL,
+    ),
     "translator_output": partial(AttentiveTranslator, attention_dim=8, context_to="output", **SMALL),
     "adaptive": partial(AdaptiveAttention, attention_dim=8, **SMALL),
     "topic_guided": partial(

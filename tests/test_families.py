@@ -200,9 +200,12 @@ def test_the_translator_knows_three_places_for_its_context() -> None:
         build("attentive_translator", context_to="both of them")
 
 
-def test_the_region_sequence_packs_what_it_may_also_read_dense() -> None:
+@pytest.mark.parametrize(("ends", "both"), [(True, False), (False, False), (True, True), (False, True)])
+def test_the_region_sequence_packs_what_it_may_also_read_dense(ends: bool, both: bool) -> None:
     """A full batch takes another path than a ragged one; a region more or less must be all that differs."""
-    reader = RegionSequence(feature_dim=DIM, embedding_dim=5, hidden_dim=4, dropout=0.0).eval()
+    reader = RegionSequence(
+        feature_dim=DIM, embedding_dim=5, hidden_dim=4, dropout=0.0, global_feature=ends, bidirectional=both
+    ).eval()
     features = torch.randn(2, REGIONS, DIM)
     full = torch.ones(2, REGIONS, dtype=torch.bool)
     ragged = full.clone()
@@ -213,6 +216,18 @@ def test_the_region_sequence_packs_what_it_may_also_read_dense() -> None:
     alone = reader(features[1:, :-1], full[1:, :-1])
     torch.testing.assert_close(alone[1].hidden[0], packed[1].hidden[1])
     assert isinstance(packed[1], LSTMState)
+
+
+def test_two_directions_share_the_state_and_the_mean_may_be_left_out() -> None:
+    model = build("translator_two_ways")
+    features, step = look(model)
+    states, (last, _) = model.encoder.lstm(model.encoder.project(features))
+    memory = model.encode(features)
+    torch.testing.assert_close(memory.source.values, states)  # (B, R, H), no mean region
+    torch.testing.assert_close(memory.first.hidden, torch.cat([last[0], last[1]], -1))
+    assert step.attention is not None and step.attention.shape == (2, REGIONS)
+    with pytest.raises(InputError, match="needs an even model.hidden_dim, found 9"):
+        build("translator_two_ways", hidden_dim=9)
 
 
 def test_the_order_of_regions_matters_to_the_translator_alone() -> None:

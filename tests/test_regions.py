@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,25 @@ import torch
 from hydra.utils import instantiate
 from PIL import Image
 
+from captioning.caption import draw
 from captioning.data.toy import read_toy
+from captioning.decoding import greedy
 from captioning.errors import InputError
-from captioning.features import Backbone, BottomUpFiles, FeatureCache, RegionDetector, Seen, extract, verify
+from captioning.features import (
+    Backbone,
+    BottomUpFiles,
+    FeatureCache,
+    RegionDetector,
+    Seen,
+    extract,
+    read_image,
+    verify,
+)
 from captioning.features.bottom_up import read_bottom_up_tsv
 from captioning.features.orders import ORDERS
 from captioning.features.regions import CLASS_BIAS, select_regions
+from captioning.predictor import Predictor
+from captioning.train import train
 from tests.conftest import compose_config
 
 SIZES = {
@@ -421,3 +435,38 @@ class TestBottomUp:
         config = compose_config("train", "features=bottom_up", "output_dir=none", "data_root=d")
         made = instantiate(config.features.extractor)
         assert made.shape() == (100, 2048) and dict(config.features.provenance) == made.provenance
+
+    @pytest.mark.parametrize(("order", "first"), [("stored", 0), ("area", 1), ("left_to_right", 0)])
+    def test_rows_come_in_the_order_asked_for(
+        self, tsv: Path, tmp_path: Path, order: str, first: int
+    ) -> None:
+        files = BottomUpFiles(files=[str(tsv)], regions=4, dim=DIM, order=order)
+        extract(files, {"42": Path("42")}, tmp_path / "f.h5", batch_size=1, num_workers=0)
+        cache = FeatureCache(tmp_path / "f.h5")
+        assert np.array_equal(cache.read(["42"])[0, :2], FIRST[[first, 1 - first]])
+        np.testing.assert_allclose(cache.boxes("42")[first], [0, 0, 0.5, 0.5])
+        assert cache.provenance["order"] == order
+
+    def test_an_order_by_scores_that_the_files_lack_is_refused(self) -> None:
+        with pytest.raises(InputError, match="published files have no scores"):
+            BottomUpFiles(files=[], regions=4, dim=DIM, order="confidence")
+
+
+@pytest.mark.parametrize("family", ["up_down", "attentive_translator", "transformer"])
+def test_a_detectors_regions_train_a_model_that_draws_its_boxes(
+    toy_root: Path, toy_overrides: list[str], tmp_path: Path, family: str
+) -> None:
+    """The wiring only: the detector's weights are random."""
+    sizes = [o for o in toy_overrides if not o.startswith("model.")]
+    detector = [f"features.extractor.{key}={value}".replace(" ", "") for key, value in SIZES.items()]
+    options = [
+        *sizes, "features=faster_rcnn", *detector, "features.regions=40", f"model={family}", "model.hidden_dim=16",
+        "model.dropout=0", f"features.path={tmp_path / 'regions.h5'}", "prepare=true", f"output_dir={tmp_path}",
+    ]  # fmt: skip
+    train(compose_config("train", *options))
+    predictor = Predictor.load(tmp_path, decoding=lambda _: partial(greedy, max_words=4))
+    picture = next((toy_root / "toy" / "images").glob("test_*.jpg"))
+    draw(picture, caption := predictor(read_image(picture)), tmp_path / "attention.png")
+    assert caption.boxes is not None and caption.attention is not None
+    assert len(caption.boxes) == caption.attention.shape[1] and (tmp_path / "attention.png").stat().st_size
+    np.testing.assert_allclose(caption.attention.sum(1), 1, atol=1e-3)

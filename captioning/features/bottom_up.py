@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captioning.errors import InputError
 from captioning.features.cache import Row
+from captioning.features.orders import order_of
 
 COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 
@@ -29,16 +30,25 @@ class BottomUpFiles:
         files: the TSV files; of an image that is in several lines, the first counts.
         regions: R, what every image is padded to: 36, or 100 for the files with 10 to 100 boxes.
         dim: D.
+        order: `stored`, as the files have them, or `area`, `left_to_right`, `random`; the files have no scores.
+
+    Raises:
+        InputError: another order.
     """
 
     has_boxes = True
 
-    def __init__(self, *, files: Sequence[str], regions: int, dim: int) -> None:
+    def __init__(self, *, files: Sequence[str], regions: int, dim: int, order: str = "stored") -> None:
+        if order == "confidence":
+            raise InputError(
+                "the published files have no scores; features.extractor.order=stored keeps theirs"
+            )
+        self._order = None if order == "stored" else order_of(order)
         self.files = [Path(name) for name in ([files] if isinstance(files, str) else files)]
         self.regions, self.dim = regions, dim
         self.missing_weights: list[str] = []
         # Not the files' names: who adds a file completes the cache.
-        self.provenance = {"architecture": "bottom_up", "regions": regions, "dim": dim}
+        self.provenance = {"architecture": "bottom_up", "regions": regions, "dim": dim, "order": order}
 
     def shape(self) -> tuple[int, int]:
         """Tell (R, D)."""
@@ -63,7 +73,14 @@ class BottomUpFiles:
                         f"is {self.regions} and features.dim {self.dim}; set features.regions=100 for the "
                         "files with 10 to 100 boxes"
                     )
-                yield image_id, self._pad(row)
+                yield image_id, self._pad(self._ordered(row))
+
+    def _ordered(self, row: Row) -> Row:
+        if self._order is None:
+            return row
+        assert row.boxes is not None and row.scores is not None
+        places = self._order(torch.from_numpy(row.boxes), torch.from_numpy(row.scores)).numpy()
+        return Row(row.features[places], row.num_regions, row.boxes[places], row.scores[places])
 
     def _pad(self, row: Row) -> Row:
         beyond = self.regions - row.num_regions

@@ -5,11 +5,11 @@
     d_t = LSTM_de([E y_{t-1}; C_t], d_{t-1}),  d_0 = the encoder's last state
     p(y_t) = softmax(W [d_t; C_t])
 
-The global feature is the mean region. Its attention weight is shown spread evenly over the regions it is the
-mean of. Whether the context enters the decoder's LSTM, its output or both is not settled by what could be
+The global feature is the mean region; `global_feature=False` leaves it out. Its attention weight is shown
+spread evenly over the regions it is the mean of. Whether the context enters the decoder's LSTM, its output or both is not settled by what could be
 read of the paper; `context_to` offers all three. The order of the regions is the feature file's: detectors
 store the most confident first or as `features.extractor.order` says, grids their cells row by row. The
-encoder reads in one direction, and always ends with the global feature.
+encoder reads in one direction, or with `bidirectional` in both.
 """
 
 from typing import NamedTuple
@@ -41,6 +41,8 @@ class AttentiveTranslator(RecurrentModel):
         hidden_dim: H of both LSTMs.
         attention_dim: size of the attention's common space.
         context_to: `lstm`, `output` or `both`.
+        global_feature: whether the encoder ends with the mean region.
+        bidirectional: whether it also reads from the end, with H/2 for each direction.
         dropout: probability, on projected regions, word vectors and before the head.
     """
 
@@ -54,13 +56,20 @@ class AttentiveTranslator(RecurrentModel):
         attention_dim: int,
         context_to: str,
         dropout: float,
+        global_feature: bool = True,
+        bidirectional: bool = False,
     ) -> None:
         super().__init__()
         if context_to not in ("lstm", "output", "both"):
             raise InputError(f"model.context_to is {context_to!r}; it is lstm, output or both")
         self.vocabulary_size, self.context_to = vocabulary_size, context_to
         self.encoder = RegionSequence(
-            feature_dim=feature_dim, embedding_dim=embedding_dim, hidden_dim=hidden_dim, dropout=dropout
+            feature_dim=feature_dim,
+            embedding_dim=embedding_dim,
+            hidden_dim=hidden_dim,
+            dropout=dropout,
+            global_feature=global_feature,
+            bidirectional=bidirectional,
         )
         self.attention = AdditiveAttention(
             value_dim=hidden_dim, query_dim=hidden_dim, attention_dim=attention_dim
@@ -80,9 +89,11 @@ class AttentiveTranslator(RecurrentModel):
         values = as_computed(features, self.output.weight)
         if mask is None:
             mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
-        states, last = self.encoder(values, mask)  # (B, R+1, H)
-        with_global = torch.cat([mask, mask[:, :1]], 1)  # every image has at least one region
-        return TranslatorMemory(self.attention.prepare(states, with_global), last, mask)
+        states, last = self.encoder(values, mask)  # (B, R or R+1, H)
+        read = mask
+        if self.encoder.global_feature:
+            read = torch.cat([mask, mask[:, :1]], 1)  # every image has at least one region
+        return TranslatorMemory(self.attention.prepare(states, read), last, mask)
 
     def start(self, memory: TranslatorMemory) -> LSTMState:
         """Begin with the encoder's last state."""
@@ -99,8 +110,10 @@ class AttentiveTranslator(RecurrentModel):
         if self.context_gates is not None:
             gates = gates + self.context_gates(context)
         state = lstm_update(gates, state.cell)
-        spread = memory.mask / memory.mask.sum(1, keepdim=True)
-        return Advance((state.hidden, context), weights[:, :-1] + weights[:, -1:] * spread, state)
+        if self.encoder.global_feature:
+            spread = memory.mask / memory.mask.sum(1, keepdim=True)
+            weights = weights[:, :-1] + weights[:, -1:] * spread
+        return Advance((state.hidden, context), weights, state)
 
     def finish(self, outputs: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> Tensor:
         """Put the context beside the state where it goes to the output."""

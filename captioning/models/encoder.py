@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from captioning.errors import InputError
 from captioning.models.recurrent import LSTMState
 
 
@@ -52,41 +53,70 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class RegionSequence(nn.Module):
-    """Reads regions one after the other with an LSTM, the mean region last (Liu et al. 2017).
+    """Reads regions one after the other with an LSTM (Liu et al. 2017).
 
     Args:
         feature_dim: D of the cache.
         embedding_dim: size of a projected region.
-        hidden_dim: H of the LSTM.
+        hidden_dim: H of the states.
         dropout: probability, on projected regions.
+        global_feature: whether the mean region is read as the last one.
+        bidirectional: whether a second LSTM reads from the end; each then has H/2.
+
+    Raises:
+        InputError: an odd H for two directions.
     """
 
-    def __init__(self, *, feature_dim: int, embedding_dim: int, hidden_dim: int, dropout: float) -> None:
+    def __init__(
+        self,
+        *,
+        feature_dim: int,
+        embedding_dim: int,
+        hidden_dim: int,
+        dropout: float,
+        global_feature: bool,
+        bidirectional: bool,
+    ) -> None:
         super().__init__()
+        directions = 2 if bidirectional else 1
+        if hidden_dim % directions:
+            raise InputError(f"model.bidirectional needs an even model.hidden_dim, found {hidden_dim}")
+        self.global_feature = global_feature
         self.project = nn.Linear(feature_dim, embedding_dim)
-        self.lstm = nn.LSTM(embedding_dim, hidden_dim, batch_first=True)
+        self.lstm = nn.LSTM(
+            embedding_dim, hidden_dim // directions, batch_first=True, bidirectional=bidirectional
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, LSTMState]:
-        """Read (B, R, D) with mask (B, R): states (B, R+1, H), the mean's last, and the final state."""
-        source = torch.cat([features, masked_mean(features, mask)[:, None]], 1)  # (B, R+1, D)
+        """Read (B, R, D) with mask (B, R): states (B, R, H), the mean's after them if it is read; last state."""
+        source = features
+        if self.global_feature:
+            source = torch.cat([features, masked_mean(features, mask)[:, None]], 1)  # (B, R+1, D)
         given = self.dropout(self.project(source))
         if mask.all():  # a grid: nothing to pack, and bfloat16 pays
             states, (hidden, cell) = self.lstm(given)
-            return states.float(), LSTMState(hidden[0].float(), cell[0].float())
+            return states.float(), _joined(hidden, cell)
         given = given.float()
         # Padding stands between the last region and the mean: the mean is read after the real regions
         # instead.
-        counts = mask.sum(1)
+        counts, extra = mask.sum(1), int(self.global_feature)
         rows = torch.arange(len(given), device=given.device)
         place = torch.arange(given.shape[1], device=given.device).expand(len(given), -1)
-        order = torch.where(place == counts[:, None], given.shape[1] - 1, place)
+        order = place
+        if extra:
+            order = torch.where(place == counts[:, None], given.shape[1] - 1, place)
         packed = nn.utils.rnn.pack_padded_sequence(
-            given[rows[:, None], order], (counts + 1).cpu(), batch_first=True, enforce_sorted=False
+            given[rows[:, None], order], (counts + extra).cpu(), batch_first=True, enforce_sorted=False
         )
         with torch.autocast(given.device.type, enabled=False):
             states, (hidden, cell) = self.lstm(packed)
         states, _ = nn.utils.rnn.pad_packed_sequence(states, batch_first=True, total_length=given.shape[1])
-        last = states[rows, counts]
-        states = torch.cat([states[:, :-1] * mask[..., None], last[:, None]], 1)
-        return states, LSTMState(hidden[0], cell[0])
+        if extra:
+            states = torch.cat([states[:, :-1] * mask[..., None], states[rows, counts][:, None]], 1)
+        return states, _joined(hidden, cell)
+
+
+def _joined(hidden: Tensor, cell: Tensor) -> LSTMState:
+    """Put the last states of both directions side by side: (directions, B, ·) -> (B, H)."""
+    return LSTMState(*(torch.cat(part.float().unbind(), -1) for part in (hidden, cell)))
