@@ -30,7 +30,7 @@ class BottomUpFiles:
         files: the TSV files; of an image that is in several lines, the first counts.
         regions: R, what every image is padded to: 36, or 100 for the files with 10 to 100 boxes.
         dim: D.
-        order: `stored`, as the files have them, or `area`, `left_to_right`, `random`; the files have no scores.
+        order: `stored`, as the files have them, or `area`, `left_to_right`, `random`; they have no scores.
 
     Raises:
         InputError: another order.

@@ -6,10 +6,10 @@
     p(y_t) = softmax(W [d_t; C_t])
 
 The global feature is the mean region; `global_feature=False` leaves it out. Its attention weight is shown
-spread evenly over the regions it is the mean of. Whether the context enters the decoder's LSTM, its output or both is not settled by what could be
-read of the paper; `context_to` offers all three. The order of the regions is the feature file's: detectors
-store the most confident first or as `features.extractor.order` says, grids their cells row by row. The
-encoder reads in one direction, or with `bidirectional` in both.
+spread evenly over the regions it is the mean of. Whether the context enters the decoder's LSTM, its output or
+both is not settled by what could be read of the paper; `context_to` offers all three. The order of the
+regions is the feature file's: detectors store the most confident first or as `features.extractor.order` says,
+grids their cells row by row. The encoder reads in one direction, or with `bidirectional` in both.
 """
 
 from typing import NamedTuple
