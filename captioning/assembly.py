@@ -14,7 +14,7 @@ from captioning.features.cache import check_provenance
 from captioning.features.weights import weights_name
 from captioning.models import CaptionModel, HardAttention
 from captioning.module import CaptioningModule
-from captioning.objectives import HardAttentionObjective
+from captioning.objectives import HardAttentionObjective, SelfCritical
 
 
 def build_data(
@@ -50,6 +50,11 @@ def build_module(config: DictConfig, datamodule: CaptionDataModule) -> Captionin
     names = ("model", "objective", "optimizer", "scheduler")
     parts: dict[str, Any] = {name: instantiate(config[name]) or None for name in names}  # scheduler=none: {}
     refuse_untaught_attention(parts["model"], parts["objective"])
+    if isinstance(parts["objective"], SelfCritical) and datamodule.train_on != "images":
+        raise InputError(
+            "self-critical training captions images, and with data.train_on=captions meets each as often as it "
+            "has captions; give data.train_on=images"
+        )
     kept = ("model", "data", "features", "optimizer", "scheduler")
     description = checkpoint.describe(
         config, datamodule.vocabulary.words, datamodule.cache.provenance, parts=kept

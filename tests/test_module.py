@@ -263,6 +263,11 @@ def test_hard_attention_is_refused_an_objective_that_can_not_teach_it(
         run(small, tmp_path, "model=show_attend_tell_hard", f"objective={objective}")
 
 
+def test_self_critical_training_on_captions_is_refused(toy_overrides: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="give data.train_on=images"):
+        run(toy_overrides, tmp_path, "objective=self_critical")
+
+
 def test_self_critical_training_from_nothing_is_warned_of(
     toy_overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,8 @@ What differs, and why:
   this where the next caption of its file starts with "A", "The" and the like, as COCO's do; here a caption
   has no neighbours.
 - Line breaks other than "\n" are white space; the toolkit would shift every later caption by a line.
+- Some words with a quote inside: s'mores, cap'n, li'l and c'est stay whole in the toolkit and are cut at the
+  quote here, j'more and y'more the other way round. None is in a caption at hand, so no rule was fitted.
 - Some scripts and symbols that the tokenizer's Unicode tables (about 2010) do not know, telephone numbers
   with spaces, and some smileys and web addresses full of punctuation are cut elsewhere.
 """

@@ -89,7 +89,7 @@ class RegionSequence(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, LSTMState]:
-        """Read (B, R, D) with mask (B, R): states (B, R, H), the mean's after them if read; the last state."""
+        """Read (B, R, D) with mask (B, R): states (B, R, H), the mean's after them if read; last state."""
         source = features
         if self.global_feature:
             source = torch.cat([features, masked_mean(features, mask)[:, None]], 1)  # (B, R+1, D)
