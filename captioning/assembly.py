@@ -52,7 +52,7 @@ def build_module(config: DictConfig, datamodule: CaptionDataModule) -> Captionin
     refuse_untaught_attention(parts["model"], parts["objective"])
     if isinstance(parts["objective"], SelfCritical) and datamodule.train_on != "images":
         raise InputError(
-            "self-critical training captions images, and with data.train_on=captions meets each as often as it "
+            "self-critical training captions images, and data.train_on=captions meets each as often as it "
             "has captions; give data.train_on=images"
         )
     kept = ("model", "data", "features", "optimizer", "scheduler")
