@@ -239,6 +239,23 @@ def test_batch_order_and_size_change_nothing(model: CaptionModel, options: dict)
             assert not one.tokens[row, len(words) :].any()
 
 
+@pytest.mark.parametrize("counts", [None, [5, 2, 4, 1, 3]])
+def test_a_batch_too_large_to_search_at_once_is_searched_in_parts(
+    model: CaptionModel, counts: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = torch.randn(5, REGIONS, DIM)
+    mask = None if counts is None else torch.arange(REGIONS) < torch.tensor(counts)[:, None]
+    options = {"max_words": 6, "beam_size": 3, "num_best": 2, "required": [5]}
+    whole = beam_search(model, features, mask, **options)
+    monkeypatch.setattr("captioning.decoding.beam.MOST_ROWS", 13)  # two images of six places
+    parts = beam_search(model, features, mask, **options)
+    for one, other in zip((whole, *whole.others), (parts, *parts.others), strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+        torch.testing.assert_close(one.log_probs, other.log_probs, atol=1e-5, rtol=1e-5)
+        if one.attention is not None:
+            torch.testing.assert_close(one.attention, other.attention, atol=1e-5, rtol=1e-5)
+
+
 def test_every_group_of_a_diverse_search_finishes_its_captions() -> None:
     """The first group ends at once; the words that it leaves to the second need a second step to end."""
     model = Fixed([0, 0, 0.5, 0.3, 0.2])

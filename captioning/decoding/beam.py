@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from captioning.decoding.constraints import Rule, refuse_contradictions, required_bits, whole_numbers
-from captioning.decoding.decoded import Decoded, word_log_probs
+from captioning.decoding.decoded import Decoded, stacked, word_log_probs
 from captioning.decoding.hypotheses import Captions, best, extend, keep_best
 from captioning.decoding.length import total
 from captioning.errors import InputError
@@ -27,6 +27,10 @@ from captioning.models.base import CaptionModel, Tree, pick
 from captioning.vocabulary import END, START
 
 LengthScore = Callable[[Tensor, Tensor], Tensor]
+
+# Captions that grow side by side, each with its image's regions; six required words, 64 times the places,
+# would ask for gigabytes, so that more images are searched part by part.
+MOST_ROWS = 4096
 
 
 class _Setting(NamedTuple):
@@ -91,8 +95,11 @@ def beam_search(
     bits = required_bits(required, model.vocabulary_size, features.device)
     search = (rules, length_score, max_words, num_best)
     setting = _Setting(beam_size // groups, groups, diversity, bits, 2 ** len(required), *search)
-    memory = model.encode(features, mask)
-    return _search(model, memory, len(features), setting, prefix)
+    at_once = max(1, MOST_ROWS // (groups * setting.subsets * setting.beams))
+    parts = zip(
+        features.split(at_once), [None] * len(features) if mask is None else mask.split(at_once), strict=False
+    )
+    return stacked([_search(model, model.encode(*part), len(part[0]), setting, prefix) for part in parts])
 
 
 def _check(*, max_words: int, beam_size: int, groups: int, num_best: int) -> None:

@@ -1,5 +1,6 @@
 """What every decoder returns, and which words it may propose."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,31 @@ class Decoded(NamedTuple):
     log_probs: Tensor
     attention: Tensor | None
     others: tuple["Decoded", ...] = ()
+
+
+def stacked(parts: Sequence[Decoded]) -> Decoded:
+    """Put the captions of several batches below each other, as long as the longest."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.tokens.shape[1] for part in parts)
+
+    def column(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(
+            [
+                torch.cat([t, t.new_zeros(len(t), longest - t.shape[1], *t.shape[2:])], 1)
+                if t.shape[1] < longest
+                else t
+                for t in tensors
+            ]
+        )
+
+    attention = [part.attention for part in parts if part.attention is not None]
+    return Decoded(
+        column([part.tokens for part in parts]),
+        column([part.log_probs for part in parts]),
+        column(attention) if attention else None,
+        tuple(stacked(rank) for rank in zip(*(part.others for part in parts), strict=True)),
+    )
 
 
 def word_log_probs(logits: Tensor) -> Tensor:
