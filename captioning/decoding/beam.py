@@ -86,11 +86,7 @@ def beam_search(
         InputError: options that contradict each other.
     """
     _check(max_words=max_words, beam_size=beam_size, groups=groups, num_best=num_best)
-    if not callable(length_score) or not isinstance(diversity, int | float):
-        raise InputError(
-            f"decoding.length_score is {length_score!r} and decoding.diversity {diversity!r}; needed are "
-            "one of total, average and gnmt, and a number"
-        )
+    _check_scores(length_score, diversity)
     refuse_contradictions(rules, required, prefix, max_words)
     bits = required_bits(required, model.vocabulary_size, features.device)
     search = (rules, length_score, max_words, num_best)
@@ -109,6 +105,15 @@ def _check(*, max_words: int, beam_size: int, groups: int, num_best: int) -> Non
         raise InputError(
             f"beam_size {beam_size} must be a multiple of groups ({groups}) and no less than num_best "
             f"({num_best})"
+        )
+
+
+def _check_scores(length_score: object, diversity: object) -> None:
+    """Refuse what is no function and no number."""
+    if not callable(length_score) or not isinstance(diversity, int | float):
+        raise InputError(
+            f"decoding.length_score is {length_score!r} and decoding.diversity {diversity!r}; needed are "
+            "one of total, average and gnmt, and a number"
         )
 
 
