@@ -70,6 +70,15 @@ FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
     "topic_guided": partial(
         TopicGuided, attention_dim=8, num_topics=4, attribute_ranks=(1, 4), num_likely=2, **SMALL
     ),
+    "topic_to_lstm": partial(
+        TopicGuided,
+        attention_dim=8,
+        num_topics=4,
+        attribute_ranks=(1, 4),
+        num_likely=2,
+        topic_to="lstm",
+        **SMALL,
+    ),
     "mean_pooled": partial(MeanPooled, **SMALL),
     "transformer": partial(Transformer, hidden_dim=12, num_layers=2, num_heads=3, inner_dim=16, dropout=0.0),
 }

@@ -85,6 +85,26 @@ def test_the_topic_moves_the_attention() -> None:
     assert (before - after).abs().max() > 1e-5
 
 
+@pytest.mark.parametrize(
+    ("topic_to", "moves"), [("attention", (True, True)), ("lstm", (False, True)), ("nothing", (False, False))]
+)
+def test_the_topic_goes_where_it_is_sent(topic_to: str, moves: tuple[bool, bool]) -> None:
+    """What changes with the topic: where the first look goes, and what comes out."""
+    model = build("topic_guided", topic_to=topic_to)
+    batch = batch_of([[4, 5]])
+    before = model(batch.features, batch.tokens[:, :-1])
+    with torch.no_grad():
+        model.topic_head[-1].bias.copy_(torch.tensor([50.0, 0, 0, 0]))
+    after = model(batch.features, batch.tokens[:, :-1])
+    assert bool((before.attention[:, 0] - after.attention[:, 0]).abs().max() > 1e-6) == moves[0]
+    assert bool((before.hidden - after.hidden).abs().max() > 1e-6) == moves[1]
+
+
+def test_the_topic_has_three_ways_to_go() -> None:
+    with pytest.raises(InputError, match="topic_to is 'words'; it is attention, lstm or nothing"):
+        build("topic_guided", topic_to="words")
+
+
 def test_only_likely_attribute_words_are_looked_at() -> None:
     model = build("topic_guided")  # ranks 1 to 3 are the ids 4 to 6, two of them are looked at
     with torch.no_grad():

@@ -12,7 +12,8 @@ The w_k are the attribute words that the image most probably has, q_k their pred
 log q_k is ours, so that the caption's likelihood trains the prediction too. Topics and attributes come from
 the image alone: `objectives/topic_guided.py` teaches the heads, from training captions. (The authors'
 released code takes both from the reference captions even at test, and its semantic softmax runs over one
-column.) With a linear score the topic would cancel in the softmax; the ReLU makes it act.
+column.) With a linear score the topic would cancel in the softmax; the ReLU makes it act. `topic_to` sends
+the topic elsewhere, to measure what the guidance is worth: as one more input of the LSTM, or nowhere.
 
 Other departures from that code: features are not batch-normalised, the topic head is two layers on the mean
 region, weights begin as PyTorch's do with word vectors of a standard deviation of 0.1, and dropout also
@@ -20,6 +21,7 @@ falls on the LSTM's word input.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -39,6 +41,7 @@ class TopicMemory(NamedTuple):
     regions: features (B, R, D) and their keys, the topic's part included.
     words: vectors of the K likely attribute words (B, K, E) and their keys, the topic's part included.
     prior: (B, K) log q of these words.
+    topic_gates: the topic's part of the LSTM's gates (B, 4H), or 0.
     topic_logits: (B, topics).
     attribute_logits: (B, attributes), each for a sigmoid.
     """
@@ -46,27 +49,40 @@ class TopicMemory(NamedTuple):
     regions: Regions
     words: Regions
     prior: Tensor
+    topic_gates: Tensor
     topic_logits: Tensor
     attribute_logits: Tensor
 
 
 class GuidedAttention(nn.Module):
-    """Additive attention with ReLU whose keys know the topic."""
+    """Additive attention with ReLU whose keys know the topic, if there is a `topic_dim`."""
 
-    def __init__(self, *, value_dim: int, query_dim: int, topic_dim: int, attention_dim: int) -> None:
+    def __init__(self, *, value_dim: int, query_dim: int, topic_dim: int | None, attention_dim: int) -> None:
         super().__init__()
         self.key = nn.Linear(value_dim, attention_dim)
-        self.topic = nn.Linear(topic_dim, attention_dim, bias=False)
+        self.topic = None if topic_dim is None else nn.Linear(topic_dim, attention_dim, bias=False)
         self.query = nn.Linear(query_dim, attention_dim, bias=False)
         self.score = nn.Linear(attention_dim, 1)
 
     def prepare(self, values: Tensor, mask: Tensor | None, topic: Tensor) -> Regions:
         """Project values (B, R, ·) and topic (B, topics) once an image."""
-        return Regions(values, self.key(values) + self.topic(topic)[:, None], mask)
+        keys = self.key(values)
+        return Regions(values, keys if self.topic is None else keys + self.topic(topic)[:, None], mask)
 
     def energy(self, query: Tensor, regions: Regions) -> Tensor:
         """Score the values for queries (B, H): (B, R)."""
         return self.score((regions.keys + self.query(query)[:, None]).relu_()).squeeze(-1)
+
+
+def _ids_of_ranks(ranks: Sequence[int], vocabulary_size: int, num_likely: int) -> tuple[int, int]:
+    """Give the ids from the first rank's up to but not with the second's, in a vocabulary sorted by frequency."""
+    first, stop = ranks
+    if not (1 <= first < stop <= vocabulary_size - UNKNOWN and num_likely <= stop - first):
+        raise InputError(
+            f"model.attribute_ranks={list(ranks)} with model.num_likely={num_likely} does not fit "
+            f"{vocabulary_size - UNKNOWN - 1} words; ranks start at 1 and must hold num_likely words"
+        )
+    return UNKNOWN + first, UNKNOWN + stop
 
 
 class TopicGuided(RecurrentModel):
@@ -83,10 +99,11 @@ class TopicGuided(RecurrentModel):
             with the second; the authors' Flickr8k variant takes ranks 51 to 150.
         num_likely: K, attribute words looked at for an image.
         dropout: probability.
+        topic_to: `attention`, `lstm` or `nothing`.
         encoder: what regions pass through before; None leaves them as they are, as the paper does.
 
     Raises:
-        InputError: the vocabulary has no words of these ranks, or fewer than K.
+        InputError: the vocabulary has no words of these ranks, or fewer than K; an unknown `topic_to`.
     """
 
     def __init__(
@@ -101,26 +118,28 @@ class TopicGuided(RecurrentModel):
         attribute_ranks: Sequence[int],
         num_likely: int,
         dropout: float,
+        topic_to: str = "attention",
         encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.encoder = RawFeatures() if encoder is None else encoder
-        first, stop = attribute_ranks
         self.vocabulary_size, self.num_likely = vocabulary_size, num_likely
-        self.attribute_ids = (UNKNOWN + first, UNKNOWN + stop)  # the vocabulary is sorted by frequency
-        if not (1 <= first < stop <= vocabulary_size - UNKNOWN and num_likely <= stop - first):
-            raise InputError(
-                f"model.attribute_ranks={list(attribute_ranks)} with model.num_likely={num_likely} does not "
-                f"fit {vocabulary_size - UNKNOWN - 1} words; ranks start at 1 and must hold num_likely words"
-            )
-        sizes = {"query_dim": hidden_dim, "topic_dim": num_topics, "attention_dim": attention_dim}
-        self.spatial = GuidedAttention(value_dim=feature_dim, **sizes)
-        self.semantic = GuidedAttention(value_dim=embedding_dim, **sizes)
+        self.attribute_ids = _ids_of_ranks(attribute_ranks, vocabulary_size, num_likely)
+        if topic_to not in ("attention", "lstm", "nothing"):
+            raise InputError(f"model.topic_to is {topic_to!r}; it is attention, lstm or nothing")
+        attend = partial(
+            GuidedAttention,
+            query_dim=hidden_dim,
+            topic_dim=num_topics if topic_to == "attention" else None,
+            attention_dim=attention_dim,
+        )
+        self.topic_gates = nn.Linear(num_topics, 4 * hidden_dim, bias=False) if topic_to == "lstm" else None
+        self.spatial, self.semantic = attend(value_dim=feature_dim), attend(value_dim=embedding_dim)
         self.topic_head, self.attribute_head = (
             nn.Sequential(
                 nn.Linear(feature_dim, hidden_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden_dim, n)
             )
-            for n in (num_topics, stop - first)
+            for n in (num_topics, self.attribute_ids[1] - self.attribute_ids[0])
         )
         self.start_hidden = nn.Linear(feature_dim, hidden_dim)
         self.start_cell = nn.Linear(feature_dim, hidden_dim)
@@ -148,6 +167,7 @@ class TopicGuided(RecurrentModel):
             self.spatial.prepare(values, mask, topic),
             self.semantic.prepare(words, None, topic),
             functional.logsigmoid(likely.values.float()),
+            topic.new_zeros(len(topic), 1) if self.topic_gates is None else self.topic_gates(topic),
             topic_logits,
             attribute_logits,
         )
@@ -169,7 +189,7 @@ class TopicGuided(RecurrentModel):
         context = torch.sigmoid(self.gate(state.hidden)) * weighted_sum(weights, memory.regions.values)
         chosen = (self.semantic.energy(state.hidden, memory.words) + memory.prior).float().softmax(-1)
         attribute = weighted_sum(chosen, memory.words.values)  # (B, E)
-        gates = read[0] + self.context_gates(torch.cat([context, attribute], -1))
+        gates = read[0] + memory.topic_gates + self.context_gates(torch.cat([context, attribute], -1))
         state = lstm_update(gates + self.state_gates(state.hidden), state.cell)
         return Advance((state.hidden, context), weights, state)
 
