@@ -75,7 +75,7 @@ class GuidedAttention(nn.Module):
 
 
 def _ids_of_ranks(ranks: Sequence[int], vocabulary_size: int, num_likely: int) -> tuple[int, int]:
-    """Give the ids from the first rank's up to but not with the second's, in a vocabulary sorted by frequency."""
+    """Give the ids from the first rank on, up to but not with the second, of words sorted by frequency."""
     first, stop = ranks
     if not (1 <= first < stop <= vocabulary_size - UNKNOWN and num_likely <= stop - first):
         raise InputError(
