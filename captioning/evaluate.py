@@ -255,6 +255,8 @@ def write_scores(
     write_text(folder / "scores.json", f"{text}\n")
     for table in tables:
         show(table)
+    if references.frequencies and "cider_d" in evaluations[0].scores:
+        log.info("CIDEr-D weighs n-grams by their frequencies in %s", references.frequencies.source)
     return tables
 
 
