@@ -13,7 +13,8 @@ import time
 import torch
 
 from benchmarks.training_step import build
-from captioning.decoding import MinimumLength, average, beam_search, greedy
+from captioning.decoding import Forbidden, average, beam_search, greedy
+from captioning.vocabulary import END
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model, features = build().eval(), torch.rand(options.images, 64, 2048).half()
-    settings = {"max_words": 20, "beam_size": 5, "length_score": average, "rules": [MinimumLength(words=20)]}
+    settings = {"max_words": 20, "beam_size": 5, "length_score": average, "rules": [Forbidden(ids=[END])]}
 
     def batched() -> None:
         beam_search(model, features, **settings)

@@ -1,0 +1,27 @@
+"""The benchmarks run, at their smallest; what they measure is no test's business."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("beam", ["--threads", "1", "--images", "2", "--repeats", "1"], "one at a time"),
+        ("cache", ["--rows", "64", "--repeats", "1"], "64"),
+        ("metrics", ["--images", "100", "--repeats", "1"], "reward of 320 candidates"),
+        ("training_step", ["--threads", "1", "--repeats", "1"], "fast, float32"),
+    ],
+)
+def test_it_runs_and_says_what_it_compares(name: str, options: list[str], says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *options],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and says in done.stdout, done.stdout + done.stderr[-2000:]
