@@ -9,15 +9,16 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig
 
+from captioning import results
 from captioning.entry import build_decoder, command
 from captioning.errors import InputError
 from captioning.features import read_image
 from captioning.features.images import IMAGE_SUFFIXES
+from captioning.files import write_text
 from captioning.predictor import Caption, Predictor, as_json
 from captioning.visualise import PICTURE_FORMATS, attention_figure, close, grid_margin, save
 
@@ -103,17 +104,17 @@ def draw(path: Path, caption: Caption, target: Path) -> None:
     close(figure)
 
 
-def image_id_of(path: Path) -> int | str:
+def image_id_of(path: Path) -> str:
     """Give the number that a COCO file name ends in (COCO_test2014_000000000042.jpg is 42), or the name."""
     number = re.search(r"(?:^|_)(\d{12})$", path.stem)
-    return int(number[1]) if number else path.stem
+    return str(int(number[1])) if number else path.stem
 
 
 class LineFile:
-    """A line a picture; it grows under a temporary name, so that a crash leaves what came before it.
+    """A JSONL file that grows under a temporary name, so that a crash leaves what came before it.
 
     Args:
-        path: the final name; `.json` for one list in COCO's results format, anything else for JSONL.
+        path: the final name; with `.json` the file becomes one in COCO's results format at its end.
 
     Raises:
         InputError: it is a folder.
@@ -128,24 +129,31 @@ class LineFile:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fresh = self.path.with_name(f"{self.path.name}.partial")
         self._file = self._fresh.open("w", encoding="utf-8")
-        self._as_list, self._count = self.path.suffix == ".json", 0
+        self._captions: dict[str, str] = {}
 
     def add(self, path: Path, caption: Caption) -> None:
-        """Write a picture's line."""
-        entry: dict[str, Any] = as_json(str(path), caption)
-        if self._as_list:
-            entry = {"image_id": image_id_of(path), "caption": caption.text}
-            self._file.write(",\n" if self._count else "[\n")
-        self._file.write(json.dumps(entry, ensure_ascii=False) + ("" if self._as_list else "\n"))
+        """Write a picture's line.
+
+        Raises:
+            InputError: COCO's format is asked for, and another picture has this one's id.
+        """
+        image_id = image_id_of(path)
+        if self.path.suffix == ".json" and image_id in self._captions:
+            raise InputError(
+                f"two pictures have the id {image_id}, the second is {path}; give output=….jsonl"
+            )
+        self._captions[image_id] = caption.text
+        self._file.write(json.dumps(as_json(str(path), caption), ensure_ascii=False) + "\n")
         self._file.flush()
-        self._count += 1
 
     def finish(self) -> None:
         """Give the file its name."""
-        if self._as_list:
-            self._file.write("\n]\n" if self._count else "[]\n")
         self._file.close()
-        os.replace(self._fresh, self.path)
+        if self.path.suffix == ".json":
+            write_text(self.path, results.as_json(self._captions))
+            self._fresh.unlink()
+        else:
+            os.replace(self._fresh, self.path)
 
 
 def picture_names(wanted: str, paths: list[Path]) -> dict[Path, Path]:

@@ -109,6 +109,11 @@ class TestCaption:
         entries = json.loads((tmp_path / "results.json").read_text())
         assert [entry["image_id"] for entry in entries] == [7, 42, "mine"], done.stderr
         assert {entry["caption"] for entry in entries} == {done.stdout.splitlines()[0].partition(": ")[2]}
+        assert not (tmp_path / "results.json.partial").exists()
+        twins = f"image=[{tmp_path / 'mine.jpg'},{tmp_path / 'mine.jpg'}]"
+        again = call("caption", options[0], twins, options[2])
+        assert again.returncode == 2 and "two pictures have the id mine" in again.stderr
+        assert json.loads((tmp_path / "results.json").read_text()) == entries
 
     def test_samples_are_those_of_the_seed(self, run_folder: Path, toy_root: Path) -> None:
         image = toy_root / "toy" / "images" / "val_00000.jpg"
