@@ -29,6 +29,7 @@ from captioning.vocabulary import END, START
 FAMILIES = (
     "gru_attention_flickr", "mean_pooled", "show_attend_tell_flickr", "show_attend_tell_hard_flickr",
     "up_down_flickr", "attentive_translator", "adaptive", "topic_guided_flickr", "transformer",
+    "meshed_memory_flickr",
 )  # fmt: skip
 VOCABULARY, WORDS = 2500, 12
 

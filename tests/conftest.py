@@ -25,6 +25,7 @@ from captioning.models import (
     GRUAttention,
     HardAttention,
     MeanPooled,
+    MeshedMemory,
     ShowAttendTell,
     SoftAttention,
     TopicGuided,
@@ -38,6 +39,7 @@ from captioning.vocabulary import END, START
 VOCABULARY, REGIONS, DIM = 11, 5, 6
 
 SMALL = {"embedding_dim": 9, "hidden_dim": 10, "dropout": 0.0}
+HEADS = {"hidden_dim": 12, "num_layers": 2, "num_heads": 3, "inner_dim": 16, "dropout": 0.0}
 SCORER = {"attention_dim": 8, "deep_keys": True}
 SEE_ONE = partial(HardAttention, **SCORER, expectation_share=0.5, at_test=expectation)
 
@@ -80,7 +82,8 @@ FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
         **SMALL,
     ),
     "mean_pooled": partial(MeanPooled, **SMALL),
-    "transformer": partial(Transformer, hidden_dim=12, num_layers=2, num_heads=3, inner_dim=16, dropout=0.0),
+    "transformer": partial(Transformer, **HEADS),
+    "meshed_memory": partial(MeshedMemory, num_levels=2, num_slots=3, **HEADS),
 }
 
 

@@ -11,8 +11,9 @@ from captioning.errors import InputError
 from captioning.models import AttentiveTranslator, CaptionModel, MeanPooled, Step, Transformer, pick
 from captioning.models.encoder import RegionSequence
 from captioning.models.hard_attention import HardAttention, drawn, expectation, most_likely, see_at_test
+from captioning.models.meshed_memory import MemoryLayer, MeshedLayer
 from captioning.models.recurrent import LSTMState
-from captioning.models.transformer import DecoderLayer, positions
+from captioning.models.transformer_decoder import DecoderLayer, positions
 from captioning.vocabulary import START
 from tests.conftest import DIM, REGIONS, SMALL, VOCABULARY, batch_of, build
 
@@ -277,11 +278,8 @@ def test_the_mean_region_is_the_first_input_of_the_pooled_baseline() -> None:
     torch.testing.assert_close(step.hidden, expected)
 
 
-def test_a_transformer_layer_is_torchs_pre_norm_decoder_layer() -> None:
-    ours = DecoderLayer(hidden_dim=12, num_heads=3, inner_dim=16, dropout=0.0).eval()
-    theirs = nn.TransformerDecoderLayer(
-        12, 3, 16, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-    )
+def alike(ours: DecoderLayer, theirs: nn.TransformerDecoderLayer) -> None:
+    """Give torch's decoder layer our weights."""
     pairs = [
         (theirs.self_attn.in_proj_weight, ours.own.weight), (theirs.self_attn.in_proj_bias, ours.own.bias),
         (theirs.self_attn.out_proj.weight, ours.own_output.weight), (theirs.self_attn.out_proj.bias, ours.own_output.bias),
@@ -295,6 +293,18 @@ def test_a_transformer_layer_is_torchs_pre_norm_decoder_layer() -> None:
     with torch.no_grad():
         for target, source in pairs:
             target.copy_(source)
+
+
+@pytest.mark.parametrize("meshed", [False, True])
+def test_a_decoder_layer_is_torchs_pre_norm_and_a_meshed_one_with_one_open_gate_post_norm(meshed) -> None:
+    sizes = {"hidden_dim": 12, "num_heads": 3, "inner_dim": 16, "dropout": 0.0}
+    ours = (MeshedLayer(levels=1, **sizes) if meshed else DecoderLayer(**sizes)).eval()
+    theirs = nn.TransformerDecoderLayer(
+        12, 3, 16, dropout=0.0, activation="gelu", batch_first=True, norm_first=not meshed
+    )
+    alike(ours, theirs)
+    if meshed:
+        nn.init.constant_(ours.gates[0].bias, 100.0)
     words, regions = torch.randn(2, 4, 12), torch.randn(2, 5, 12)
     mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
     keys, values = (ours.heads(part) for part in ours.region(regions).chunk(2, -1))
@@ -304,6 +314,39 @@ def test_a_transformer_layer_is_torchs_pre_norm_decoder_layer() -> None:
     expected = theirs.eval()(words, regions, causal, memory_key_padding_mask=~mask, tgt_is_causal=True)
     torch.testing.assert_close(ours.think(x), expected, atol=1e-5, rtol=1e-5)
     assert not weights[1, :, 3:].any()
+
+
+def test_every_level_of_the_mesh_has_its_gate() -> None:
+    mesh = MeshedLayer(levels=2, hidden_dim=12, num_heads=3, inner_dim=16, dropout=0.0).eval()
+    one = MeshedLayer(levels=1, hidden_dim=12, num_heads=3, inner_dim=16, dropout=0.0).eval()
+    shared = {name: value for name, value in mesh.state_dict().items() if not name.startswith("gates")}
+    one.load_state_dict(shared, strict=False)
+    nn.init.constant_(one.gates[0].bias, 100.0)  # lets all of the one level through
+    x, levels = torch.randn(2, 4, 12), torch.randn(2, 10, 12)
+    keys, values = (mesh.heads(part) for part in mesh.region(levels).chunk(2, -1))
+    found, weights = mesh.look_at_regions(x, keys, values, None)
+    each = [one.look_at_regions(x, keys[:, :, at], values[:, :, at], None) for at in (slice(5), slice(5, 10))]
+    shares = [gate(torch.cat([x, c], -1)).sigmoid() for gate, (c, _) in zip(mesh.gates, each, strict=True)]
+    expected = sum(share * c for share, (c, _) in zip(shares, each, strict=True)) / math.sqrt(2)
+    torch.testing.assert_close(found, expected)
+    means = [share.mean(-1, keepdim=True) for share in shares]
+    shown = sum(mean * weight for mean, (_, weight) in zip(means, each, strict=True)) / sum(means)
+    torch.testing.assert_close(weights, shown)
+
+
+def test_a_memory_layer_looks_at_the_real_regions_and_the_slots() -> None:
+    layer = MemoryLayer(hidden_dim=12, num_heads=3, inner_dim=16, num_slots=2, dropout=0.0).eval()
+    regions, real = torch.randn(1, 5, 12), 3
+    found = layer(regions, torch.arange(5)[None] < real)[:, :real]
+    query, keys, values = layer.own(regions[0, :real]).chunk(3, -1)
+    keys = torch.cat([keys, layer.slot_keys * math.sqrt(12 / 3)])
+    values = torch.cat([values, layer.slot_values * math.sqrt(2)])
+    heads = []
+    for at in (slice(0, 4), slice(4, 8), slice(8, 12)):
+        scores = query[:, at] @ keys[:, at].T / math.sqrt(4)
+        heads.append(scores.softmax(-1) @ values[:, at])
+    middle = layer.norms[0](regions[0, :real] + layer.own_output(torch.cat(heads, -1)))
+    torch.testing.assert_close(found[0], layer.norms[1](middle + layer.inner(middle)))
 
 
 def test_later_words_do_not_reach_earlier_ones_in_the_parallel_pass() -> None:

@@ -7,6 +7,7 @@ from captioning.models.encoder import FeatureProjection, RawFeatures
 from captioning.models.gru_attention import GRUAttention
 from captioning.models.hard_attention import HardAttention, SoftAttention
 from captioning.models.mean_pooled import MeanPooled
+from captioning.models.meshed_memory import MeshedMemory
 from captioning.models.show_attend_tell import ShowAttendTell
 from captioning.models.topic_guided import TopicGuided
 from captioning.models.transformer import Transformer
@@ -20,6 +21,7 @@ __all__ = [
     "GRUAttention",
     "HardAttention",
     "MeanPooled",
+    "MeshedMemory",
     "Output",
     "RawFeatures",
     "ShowAttendTell",
