@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning.models.attention import AdditiveAttention, Regions, weighted_sum
+from captioning.models.dropout import Dropout
 from captioning.models.encoder import FeatureProjection, masked_mean
 from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update, zero_state
 
@@ -63,7 +64,7 @@ class AdaptiveAttention(RecurrentModel):
         self.state_gates = nn.Linear(hidden_dim, 5 * hidden_dim, bias=False)
         self.deep = nn.Linear(hidden_dim, hidden_dim)
         self.output = nn.Linear(hidden_dim, vocabulary_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.normal_(self.embedding.weight, std=0.1)
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> AdaptiveMemory:

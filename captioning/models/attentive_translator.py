@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from captioning.errors import InputError
 from captioning.models.attention import AdditiveAttention, Regions
+from captioning.models.dropout import Dropout
 from captioning.models.encoder import RegionSequence, as_computed
 from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update
 
@@ -81,7 +82,7 @@ class AttentiveTranslator(RecurrentModel):
             nn.Linear(hidden_dim, 4 * hidden_dim, bias=False) if context_to != "output" else None
         )
         self.output = nn.Linear(hidden_dim * (1 if context_to == "lstm" else 2), vocabulary_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.normal_(self.embedding.weight, std=0.1)
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> TranslatorMemory:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning.errors import InputError
+from captioning.models.dropout import Dropout
 from captioning.models.recurrent import LSTMState
 
 
@@ -19,7 +20,7 @@ class FeatureProjection(nn.Module):
     def __init__(self, *, feature_dim: int, encoder_dim: int, dropout: float) -> None:
         super().__init__()
         self.linear = nn.Linear(feature_dim, encoder_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         """Project (B, R, D) in any float type to (B, R, encoder_dim)."""
@@ -86,7 +87,7 @@ class RegionSequence(nn.Module):
         self.lstm = nn.LSTM(
             embedding_dim, hidden_dim // directions, batch_first=True, bidirectional=bidirectional
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, LSTMState]:
         """Read (B, R, D) with mask (B, R): states (B, R, H), the mean's after them if read; last state."""
@@ -96,7 +97,7 @@ class RegionSequence(nn.Module):
         given = self.dropout(self.project(source))
         if mask.all():  # a grid: nothing to pack, and bfloat16 pays
             states, (hidden, cell) = self.lstm(given)
-            return states.float(), _joined(hidden, cell)
+            return states, _joined(hidden, cell)
         given = given.float()
         # Padding stands between the last region and the mean: the mean is read after the real regions
         # instead.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning.models.attention import AdditiveAttention, Regions
+from captioning.models.dropout import Dropout
 from captioning.models.encoder import FeatureProjection
 from captioning.models.recurrent import Advance, RecurrentModel, gru_update
 
@@ -75,7 +76,7 @@ class GRUAttention(RecurrentModel):
         self.output = nn.Sequential(
             nn.Linear(hidden_dim, hidden_dim), activation, nn.Linear(hidden_dim, vocabulary_size)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for gates in (self.word_gates, self.context_gates, self.state_gates):
             for parameter in gates.parameters():
                 nn.init.uniform_(parameter, -(hidden_dim**-0.5), hidden_dim**-0.5)  # as torch.nn.GRUCell

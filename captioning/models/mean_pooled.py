@@ -5,6 +5,7 @@ What attention adds is measured against it.
 
 from torch import Tensor, nn
 
+from captioning.models.dropout import Dropout
 from captioning.models.encoder import as_computed, masked_mean
 from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update, zero_state
 
@@ -30,7 +31,7 @@ class MeanPooled(RecurrentModel):
         self.input_gates = nn.Linear(embedding_dim, 4 * hidden_dim)
         self.state_gates = nn.Linear(hidden_dim, 4 * hidden_dim, bias=False)
         self.output = nn.Linear(hidden_dim, vocabulary_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Project the mean region to the LSTM's gates: (B, 4H)."""

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from captioning.models.dropout import Dropout
 from captioning.models.transformer_decoder import DecoderLayer, TransformerDecoder, attend
 
 
@@ -46,10 +47,10 @@ class MemoryLayer(nn.Module):
         self.slot_keys = nn.Parameter(torch.randn(num_slots, hidden_dim) / math.sqrt(hidden_dim // num_heads))
         self.slot_values = nn.Parameter(torch.randn(num_slots, hidden_dim) / math.sqrt(num_slots))
         self.inner = nn.Sequential(
-            nn.Linear(hidden_dim, inner_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_dim, hidden_dim)
+            nn.Linear(hidden_dim, inner_dim), nn.GELU(), Dropout(dropout), nn.Linear(inner_dim, hidden_dim)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in range(2))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, regions: Tensor, mask: Tensor | None) -> Tensor:
         """Let regions (B, R, H) look at the real ones of (B, R) and at the slots: (B, R, H)."""

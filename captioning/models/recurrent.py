@@ -51,11 +51,14 @@ class RecurrentModel(CaptionModel):
         """Take all words (B, T); equal to `step` by `step`, in less time."""
         rows = longest_first(tokens)
         read = self.read(tokens[rows.order])
-        sorted_memory = pick(memory, rows.order)
-        state, moves = self.start(sorted_memory), []
-        for t, running in enumerate(rows.running):
-            own = slice(running)
-            moves.append(self.advance(pick(read, (own, t)), pick(state, own), pick(sorted_memory, own)))
+        seen = pick(memory, rows.order)  # the memory of the captions that still run
+        state, moves, size = self.start(seen), [], len(tokens)
+        words = zip(*(part.unbind(1) for part in read), strict=True)
+        for running, word in zip(rows.running, words, strict=False):
+            if running < size:  # one slice a word would cost a tensor of zeros a word in the backward pass
+                size, own = running, slice(running)
+                seen, state = pick(seen, own), pick(state, own)
+            moves.append(self.advance(pick(word, slice(size)), state, seen))
             state = moves[-1].state
         length = len(moves)
         outputs = tuple(rows.join([m.outputs[i] for m in moves]) for i in range(len(moves[0].outputs)))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning.models.base import Tree
+from captioning.models.dropout import Dropout
 from captioning.models.encoder import RawFeatures, masked_mean
 from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update, orthogonal_gates
 
@@ -62,7 +63,7 @@ class ShowAttendTell(RecurrentModel):
         self.deep_hidden = nn.Linear(hidden_dim, embedding_dim)
         self.deep_context = nn.Linear(feature_dim, embedding_dim)
         self.output = nn.Linear(embedding_dim, vocabulary_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         orthogonal_gates(self.state_gates, 4)
         nn.init.normal_(self.embedding.weight, std=0.1)
 

@@ -30,6 +30,7 @@ from torch.nn import functional
 
 from captioning.errors import InputError
 from captioning.models.attention import Regions, masked_softmax, weighted_sum
+from captioning.models.dropout import Dropout
 from captioning.models.encoder import RawFeatures, masked_mean
 from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update, orthogonal_gates
 from captioning.vocabulary import UNKNOWN
@@ -137,7 +138,7 @@ class TopicGuided(RecurrentModel):
         self.spatial, self.semantic = attend(value_dim=feature_dim), attend(value_dim=embedding_dim)
         self.topic_head, self.attribute_head = (
             nn.Sequential(
-                nn.Linear(feature_dim, hidden_dim), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden_dim, n)
+                nn.Linear(feature_dim, hidden_dim), nn.ReLU(), Dropout(dropout), nn.Linear(hidden_dim, n)
             )
             for n in (num_topics, self.attribute_ids[1] - self.attribute_ids[0])
         )
@@ -151,7 +152,7 @@ class TopicGuided(RecurrentModel):
         self.deep_hidden = nn.Linear(hidden_dim, embedding_dim)
         self.deep_context = nn.Linear(feature_dim, embedding_dim)
         self.output = nn.Linear(embedding_dim, vocabulary_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         orthogonal_gates(self.state_gates, 4)
         nn.init.normal_(self.embedding.weight, std=0.1)
 

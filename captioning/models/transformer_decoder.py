@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Output, Step, real_steps
+from captioning.models.dropout import Dropout
 from captioning.models.encoder import as_computed
 
 
@@ -81,9 +82,9 @@ class DecoderLayer(nn.Module):
         self.region = nn.Linear(hidden_dim, 2 * hidden_dim)
         self.region_output = nn.Linear(hidden_dim, hidden_dim)
         self.inner = nn.Sequential(
-            nn.Linear(hidden_dim, inner_dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner_dim, hidden_dim)
+            nn.Linear(hidden_dim, inner_dim), nn.GELU(), Dropout(dropout), nn.Linear(inner_dim, hidden_dim)
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def before(self, part: int, x: Tensor) -> Tensor:
         """Prepare what a part of the layer (0: words, 1: regions, 2: linear) reads: normalise it."""
@@ -152,7 +153,7 @@ class TransformerDecoder(CaptionModel):
         self.layers = nn.ModuleList(layer() for _ in range(num_layers))
         self.norm = norm
         self.output = nn.Linear(hidden_dim, vocabulary_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         nn.init.normal_(self.embedding.weight, std=hidden_dim**-0.5)
 
     def decoder(self) -> list[DecoderLayer]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning.models.attention import AdditiveAttention, Regions
+from captioning.models.dropout import Dropout
 from captioning.models.encoder import RawFeatures, masked_mean
 from captioning.models.recurrent import (
     Advance,
@@ -77,7 +78,7 @@ class UpDown(RecurrentModel):
         self.context_gates = nn.Linear(feature_dim, 4 * hidden_dim)
         self.language_gates = nn.Linear(2 * hidden_dim, 4 * hidden_dim, bias=False)  # of [h1; h2]
         self.output = nn.Linear(hidden_dim, vocabulary_size)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         for gates in (self.word_gates, self.context_gates):
             set_forget_bias(gates, 1.0)
 
