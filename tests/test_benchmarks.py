@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
     [
         ("beam", ["--threads", "1", "--images", "2", "--repeats", "1"], "one at a time"),
         ("cache", ["--rows", "64", "--repeats", "1"], "64"),
+        ("own_parts", ["--threads", "1", "--repeats", "1"], "attention over 20 words"),
         ("metrics", ["--images", "100", "--repeats", "1"], "reward of 320 candidates"),
         ("training_step", ["--threads", "1", "--repeats", "1"], "fast, float32"),
     ],

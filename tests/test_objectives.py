@@ -282,10 +282,10 @@ class TestHardAttention:
         torch.testing.assert_close(self.terms(objective)[0], torch.tensor(costs) / 2)
 
     def test_the_expected_contexts_cost_is_measured_with_the_same_dropout(self) -> None:
-        """Where expectations are seen anyway, the two passes are the same, dropout and all."""
+        """Where all regions are alike a draw sees what is expected: the two passes are the same, dropout and all."""
         model = self.model()
-        model.dropout.p, model.attention.expectation_share = 0.5, 1.0
-        features = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(2))
+        model.dropout.p, model.attention.expectation_share = 0.5, 0.0
+        features = torch.randn(3, 1, 4, generator=torch.Generator().manual_seed(2)).expand(3, 2, 4)
         batch = Batch(features, None, batch_of([[4], [3, 4], [5]]).tokens, ["a"] * 3, [("x",)] * 3)
         costs: list[Tensor] = []
 
@@ -303,7 +303,23 @@ class TestHardAttention:
             model, batch
         )
         assert torch.equal(following, torch.rand(1))  # the second pass leaves no trace in the random numbers
-        assert model.attention.expectation_share == 1.0
+        assert model.attention.expectation_share == 0.0
+
+    def test_a_batch_that_saw_expectations_is_not_run_twice(self) -> None:
+        model = self.model()
+        objective = HardAttentionObjective(
+            reward_weight=1.0, entropy_weight=0.5, reward="own", baseline="expected"
+        )
+        passes: list[int] = []
+        model.attention.register_forward_hook(lambda *_: passes.append(1))
+        for share, count in ((1.0, 1), (0.0, 2)):
+            passes.clear()
+            model.attention.expectation_share = share
+            batch = self.batch()
+            loss = objective(model, batch)["loss"]
+            steps = int((batch.tokens[:, 1:] != PAD).any(0).sum())
+            assert len(passes) == count * steps
+            assert loss.requires_grad
 
     def test_with_the_expected_baseline_advantages_are_differences_around_their_mean(self) -> None:
         model, objective = self.model(), None

@@ -80,6 +80,8 @@ class HardAttentionObjective:
         cost = self._cost(nll.detach(), real)
         if self.baseline == "average":
             advantage = cost - self._moved_average(cost, real)
+        elif not output.extras["location_log_prob"].any():
+            advantage = torch.zeros_like(cost)  # expectations were seen: there is no draw to judge
         else:
             with torch.no_grad(), _same_random(random, batch.tokens.device), seeing_expectations(model):
                 advantage = cost - self._cost(_word_nll(model, batch)[0], real)
