@@ -3,7 +3,8 @@
     python notebooks/collect.py runs/table > notebooks/results.json
 
 Each folder below the given one is a run: `summary.json` and `.hydra/overrides.yaml` from training, and a `scores.json`
-of `python -m captioning.evaluate` in a folder named after its decoding, such as `beam5`. `COMMIT` holds the commit.
+of `python -m captioning.evaluate` in a folder named after its decoding, such as `beam5`. `COMMIT` holds the commit; `TIME`,
+if there is one, what `time` said of the training command: threads, user and system seconds.
 """
 
 import json
@@ -21,6 +22,9 @@ def read_run(folder: Path) -> dict:
         row["epochs"] = len(summary["epochs"])
         row["nll_by_epoch"] = [round(epoch["nll"], 3) for epoch in summary["epochs"]]
         row["cider_by_epoch"] = [round(epoch["cider_d"], 1) for epoch in summary["epochs"]]
+    if (folder / "TIME").is_file():
+        threads, *seconds = map(float, (folder / "TIME").read_text().split())
+        row |= {"threads": int(threads), "processor_minutes": round(sum(seconds) / 60, 1)}
     for scores in sorted(folder.glob("*/scores.json")):
         system, *others = json.loads(scores.read_text())["systems"]
         if others:  # a comparison of two

@@ -17,7 +17,8 @@
 # real ImageNet weights of which two convolutions are missing, so that 1,280 of 2,048 channels are real. One run of each
 # with seed 0, the same schedule for all (`experiment=flickr8k` and those that inherit from it), 2 CPU cores, no GPU.
 # Scores are those of dev, at the epoch of the best greedy CIDEr-D, × 100; a ± is half the 95 % bootstrap interval over
-# images. It says nothing about other seeds.
+# images. It says nothing about other seeds. Processor minutes are those of the whole training command; two cores have 24
+# in twelve minutes.
 #
 # The numbers come from `results.json`, which `notebooks/collect.py` gathered out of the run folders of
 # `python -m captioning.train` and `python -m captioning.evaluate`; the commands stand in README and in the experiments.
@@ -53,6 +54,8 @@ OTHERS = {
     "one_s2": "one epoch, seed 2",
     "topic_best": "Topic-Guided, six epochs",
     "scst": "the same, self-critical",
+    "sat_soft_before": "Show-Attend-Tell, soft, an earlier commit",
+    "sat_hard_before": "Show-Attend-Tell, hard, an earlier commit",
     "scst3": "Transformer, self-critical",
     "seed8": "eight epochs, peak 2e-3, seed 0",
     "seed8_s1": "eight epochs, peak 2e-3, seed 1",
@@ -81,8 +84,8 @@ def cell(score: dict) -> str:
 
 def table(names: Iterable[str], decoding: str) -> str:
     rows = [
-        "| | parameters | " + " | ".join(METRICS.values()) + " | commit |",
-        "|---" * (len(METRICS) + 3) + "|",
+        "| | parameters | " + " | ".join(METRICS.values()) + " | commit | processor minutes |",
+        "|---" * (len(METRICS) + 4) + "|",
     ]
     for name in names:
         run = runs[name]
@@ -93,7 +96,7 @@ def table(names: Iterable[str], decoding: str) -> str:
         rows.append(
             f"| {(LABELS | OTHERS).get(name, name)} | {count} | "
             + " | ".join(cells)
-            + f" | {run['commit']} |"
+            + f" | {run['commit']} | {run.get('processor_minutes', '–')} |"
         )
     return "\n".join(rows)
 
@@ -115,7 +118,7 @@ display(Markdown(table(families, "greedy")))
 # %% [markdown]
 # ## What they cost
 #
-# `python -m benchmarks.families --json notebooks/speed.json` (commit 1cfa596): 64 regions, batch 64, 12 words, bfloat16, 2
+# `python -m benchmarks.families --json notebooks/speed.json` (commit ea9c033): 64 regions, batch 64, 12 words, bfloat16, 2
 # threads, medians of 5, the machine otherwise idle.
 
 # %%
@@ -229,11 +232,11 @@ display(Markdown(change_table(ABLATIONS)))
 
 # %%
 ATTENTION = {
-    "soft, doubly stochastic": ("sat_soft", "greedy"),
+    "soft, doubly stochastic": ("sat_soft_before", "greedy"),
     "soft, without that term": ("sat_soft_w0", "greedy"),
     "hard, the authors' weights (6.4, 0.128)": ("sat_hard_w64", "greedy"),
     "hard, the cost under the expected context as baseline, 1 and 0.001": ("sat_hard_low", "greedy"),
-    "hard, the same, 1 and 0.003": ("sat_hard", "greedy"),
+    "hard, the same, 1 and 0.003": ("sat_hard_before", "greedy"),
     "soft, Adam at a constant 2e-4": ("sat_2e4", "greedy"),
 }
 display(Markdown(change_table(ATTENTION)))
