@@ -23,7 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from captioning.models.dropout import Dropout
-from captioning.models.transformer_decoder import DecoderLayer, TransformerDecoder, attend
+from captioning.models.transformer_decoder import (
+    DecoderLayer,
+    TransformerDecoder,
+    attend,
+    split_heads,
+    two_linear,
+)
 
 
 class MemoryLayer(nn.Module):
@@ -46,9 +52,7 @@ class MemoryLayer(nn.Module):
         self.own_output = nn.Linear(hidden_dim, hidden_dim)
         self.slot_keys = nn.Parameter(torch.randn(num_slots, hidden_dim) / math.sqrt(hidden_dim // num_heads))
         self.slot_values = nn.Parameter(torch.randn(num_slots, hidden_dim) / math.sqrt(num_slots))
-        self.inner = nn.Sequential(
-            nn.Linear(hidden_dim, inner_dim), nn.GELU(), Dropout(dropout), nn.Linear(inner_dim, hidden_dim)
-        )
+        self.inner = two_linear(hidden_dim, inner_dim, dropout)
         self.norms = nn.ModuleList(nn.LayerNorm(hidden_dim) for _ in range(2))
         self.dropout = Dropout(dropout)
 
@@ -60,15 +64,13 @@ class MemoryLayer(nn.Module):
         values = self._with_slots(values, self.slot_values * math.sqrt(self.num_slots))
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(len(mask), self.num_slots)], 1)[:, None, None]
-        seen, _ = attend(self._heads(query), self._heads(keys), self._heads(values), mask)
+        query, keys, values = (split_heads(part, self.num_heads) for part in (query, keys, values))
+        seen, _ = attend(query, keys, values, mask)
         regions = self.norms[0](regions + self.dropout(self.own_output(seen)))
         return self.norms[1](regions + self.dropout(self.inner(regions)))
 
     def _with_slots(self, x: Tensor, slots: Tensor) -> Tensor:
         return torch.cat([x, slots.to(x.dtype).expand(len(x), -1, -1)], 1)  # (B, R + m, H)
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class MeshedLayer(DecoderLayer):
@@ -147,12 +149,11 @@ class MeshedMemory(TransformerDecoder):
         super().__init__(
             feature_dim=feature_dim,
             vocabulary_size=vocabulary_size,
-            hidden_dim=hidden_dim,
             num_layers=num_layers,
-            layer=partial(MeshedLayer, levels=num_levels, **sizes),
-            norm=nn.Identity(),  # every layer ends in a norm
-            dropout=dropout,
+            layer=partial(MeshedLayer, levels=num_levels),
+            **sizes,
         )
+        self.norm = nn.Identity()  # every layer ends in a norm
         self.levels = nn.ModuleList(MemoryLayer(num_slots=num_slots, **sizes) for _ in range(num_levels))
 
     def read_regions(self, features: Tensor, mask: Tensor | None) -> Tensor:

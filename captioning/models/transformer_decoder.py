@@ -36,8 +36,8 @@ class TransformerState(NamedTuple):
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Compute scaled dot-product attention (Vaswani et al. 2017, equation 1), every head by itself.
 
-    Written out, because torch's fused form hides the weights and, forward and backward, takes seven times as
-    long as this on a CPU for captions as short as these (12 or 20 words, bfloat16).
+    Written out, because torch's fused form hides the weights and, forward and backward, takes more than
+    five times as long on a CPU for captions as short as these (`benchmarks/own_parts.py`).
 
     Args:
         query: (B, heads, n, d).
@@ -53,6 +53,18 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
         scores = scores.masked_fill(~mask, -torch.inf)
     weights = scores.float().softmax(-1)
     return (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2), weights
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Split (B, n, H) into heads: (B, heads, n, H/heads)."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def two_linear(hidden_dim: int, inner_dim: int, dropout: float) -> nn.Sequential:
+    """Build the two linear layers that end every layer of a Transformer: (…, H) -> (…, H)."""
+    return nn.Sequential(
+        nn.Linear(hidden_dim, inner_dim), nn.GELU(), Dropout(dropout), nn.Linear(inner_dim, hidden_dim)
+    )
 
 
 class DecoderLayer(nn.Module):
@@ -81,9 +93,7 @@ class DecoderLayer(nn.Module):
         self.query = nn.Linear(hidden_dim, hidden_dim)
         self.region = nn.Linear(hidden_dim, 2 * hidden_dim)
         self.region_output = nn.Linear(hidden_dim, hidden_dim)
-        self.inner = nn.Sequential(
-            nn.Linear(hidden_dim, inner_dim), nn.GELU(), Dropout(dropout), nn.Linear(inner_dim, hidden_dim)
-        )
+        self.inner = two_linear(hidden_dim, inner_dim, dropout)
         self.dropout = Dropout(dropout)
 
     def before(self, part: int, x: Tensor) -> Tensor:
@@ -96,7 +106,7 @@ class DecoderLayer(nn.Module):
 
     def heads(self, x: Tensor) -> Tensor:
         """Split (B, n, H) into heads: (B, heads, n, H/heads)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return split_heads(x, self.num_heads)
 
     def look_at_words(self, x: Tensor, before: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Attend to the words up to each (causal), with those `before`; returns x, keys and values of all."""
@@ -129,9 +139,10 @@ class TransformerDecoder(CaptionModel):
         vocabulary_size: V, the four special ids included.
         hidden_dim: H.
         num_layers: of the decoder.
-        layer: builds one of them.
-        norm: what follows the last of them.
-        dropout: probability, on regions, embedded words and before the head.
+        num_heads: that divide H.
+        inner_dim: size of a layer's inner linear layer.
+        dropout: probability, also on regions, embedded words and before the head.
+        layer: builds a layer from `hidden_dim`, `num_heads`, `inner_dim` and `dropout`.
     """
 
     def __init__(
@@ -141,17 +152,21 @@ class TransformerDecoder(CaptionModel):
         vocabulary_size: int,
         hidden_dim: int,
         num_layers: int,
-        layer: Callable[[], DecoderLayer],
-        norm: nn.Module,
+        num_heads: int,
+        inner_dim: int,
         dropout: float,
+        layer: Callable[..., DecoderLayer] = DecoderLayer,
     ) -> None:
         super().__init__()
         self.vocabulary_size, self.hidden_dim = vocabulary_size, hidden_dim
         self.project = nn.Linear(feature_dim, hidden_dim)
         self.project_norm = nn.LayerNorm(hidden_dim)
         self.embedding = nn.Embedding(vocabulary_size, hidden_dim)
-        self.layers = nn.ModuleList(layer() for _ in range(num_layers))
-        self.norm = norm
+        self.layers = nn.ModuleList(
+            layer(hidden_dim=hidden_dim, num_heads=num_heads, inner_dim=inner_dim, dropout=dropout)
+            for _ in range(num_layers)
+        )
+        self.norm: nn.Module = nn.LayerNorm(hidden_dim)
         self.output = nn.Linear(hidden_dim, vocabulary_size)
         self.dropout = Dropout(dropout)
         nn.init.normal_(self.embedding.weight, std=hidden_dim**-0.5)
