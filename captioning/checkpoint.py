@@ -1,16 +1,16 @@
 """What is written beside the weights, and how a model comes back from a file alone.
 
 A checkpoint's `captioning` entry holds plain containers only: the model's and the data's config, the
-features' config and provenance, and the words. `load` needs nothing else, and runs nothing but this package's
-and torch's own classes, so that a checkpoint from a stranger can't run code.
+features' config and provenance, and the words. `load` needs nothing else, and builds nothing but models,
+readers and backbones of this package and torch's layers, so that a checkpoint from a stranger can't run code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from captioning.errors import InputError
@@ -18,7 +18,18 @@ from captioning.models.base import CaptionModel
 from captioning.vocabulary import Vocabulary
 
 FORMAT = 1
-_TRUSTED = ("captioning.", "torch.nn.", "torch.optim.")
+_TRUSTED = (  # what a checkpoint may have built, by the place where it is defined
+    "captioning.models.",
+    "captioning.features.backbones.Backbone",
+    "captioning.features.bottom_up.BottomUpFiles",
+    "captioning.features.regions.RegionDetector",
+    "captioning.data.datamodule.CaptionDataModule",
+    "captioning.data.sampling.sample_captions",
+    "captioning.data.annotations.read_",
+    "captioning.data.own.read_",
+    "captioning.data.toy.read_",
+    "torch.nn.modules.",
+)
 
 
 class Loaded(NamedTuple):
@@ -116,21 +127,36 @@ def build(config: Mapping[str, Any], **parts: Any) -> Any:
     """Instantiate a plain config that came out of a checkpoint.
 
     Raises:
-        InputError: a `_target_` outside this package and torch's layers.
+        InputError: a `_target_` that is no model, reader, backbone or layer, or an interpolation, which could
+            hide one.
     """
-    for target in _targets(config):
-        if not target.startswith(_TRUSTED):
+    for key, text in _texts(config):
+        if "${" in text or (key == "_target_" and not _is_trusted(text)):
             raise InputError(
-                f"the checkpoint wants to call {target}, which is none of {', '.join(_TRUSTED)}; "
-                "don't trust it"
+                f"the checkpoint wants to call {text}, which is no model, reader or backbone of captioning "
+                "and no layer of torch; don't trust it"
             )
     return instantiate(dict(config), **parts)
 
 
-def _targets(config: Any) -> list[str]:
+def _is_trusted(target: str) -> bool:
+    """Say whether a dotted name is of something that may be built, wherever it was imported to."""
+    if not target.startswith(("captioning.", "torch.nn.")):  # others are not even imported
+        return False
+    try:
+        found = get_object(target)
+    except Exception:  # Hydra's refusals and what imports raise are of many types
+        return False
+    return f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}".startswith(_TRUSTED)
+
+
+def _texts(config: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Give every text of a plain config with the key that it stands under."""
     if isinstance(config, Mapping):
-        own = [str(config["_target_"])] if "_target_" in config else []
-        return own + [target for value in config.values() for target in _targets(value)]
-    if isinstance(config, Sequence) and not isinstance(config, str):
-        return [target for value in config for target in _targets(value)]
-    return []
+        for name, value in config.items():
+            yield from _texts(value, str(name))
+    elif isinstance(config, str):
+        yield key, config
+    elif isinstance(config, Sequence):
+        for value in config:
+            yield from _texts(value)
