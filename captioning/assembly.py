@@ -47,6 +47,11 @@ def build_module(config: DictConfig, datamodule: CaptionDataModule) -> Captionin
             f"the model reads regions of {given} numbers but features.dim is {config.features.dim}; "
             "leave model.feature_dim and model.encoder.feature_dim to follow features.dim"
         )
+    if config.label_smoothing and "${label_smoothing}" not in OmegaConf.to_yaml(config.objective):
+        raise InputError(
+            f"label_smoothing={config.label_smoothing} is no option of this objective; leave it out, or "
+            "choose another objective="
+        )
     names = ("model", "objective", "optimizer", "scheduler")
     parts: dict[str, Any] = {name: instantiate(config[name]) or None for name in names}  # scheduler=none: {}
     refuse_untaught_attention(parts["model"], parts["objective"])
@@ -55,7 +60,7 @@ def build_module(config: DictConfig, datamodule: CaptionDataModule) -> Captionin
             "self-critical training captions images, and data.train_on=captions meets each as often as it "
             "has captions; give data.train_on=images"
         )
-    kept = ("model", "data", "features", "optimizer", "scheduler")
+    kept = ("model", "data", "features", "objective", "optimizer", "scheduler")
     description = checkpoint.describe(
         config, datamodule.vocabulary.words, datamodule.cache.provenance, parts=kept
     )
@@ -79,20 +84,20 @@ def starting_point(config: DictConfig) -> dict[str, Any] | None:
                 f"resume={config.resume} has trained {done} epochs and max_epochs is {wanted}; give a larger "
                 "max_epochs= to go on"
             )
-        refuse_other_optimizer(config, start)
+        refuse_other_parts(config, start)
         return start
     if config.start_from:
         return checkpoint.read(checkpoint.locate(config.start_from, ("best.ckpt", "last.ckpt")))
     return None
 
 
-def refuse_other_optimizer(config: DictConfig, start: dict[str, Any]) -> None:
-    """Refuse to resume a run with an optimizer or a schedule whose state is not the one in its checkpoint.
+def refuse_other_parts(config: DictConfig, start: dict[str, Any]) -> None:
+    """Refuse to resume a run with another objective, optimizer or schedule than its checkpoint was made with.
 
     Raises:
         InputError: of another class; other options, such as the rate, may be given.
     """
-    for part in ("optimizer", "scheduler"):
+    for part in ("objective", "optimizer", "scheduler"):
         said = start["captioning"].get(part, config[part])  # checkpoints of older versions don't say
         before, now = (
             str(options.get("_target_", "none")).rpartition(".")[2] for options in (said, config[part])
@@ -100,7 +105,7 @@ def refuse_other_optimizer(config: DictConfig, start: dict[str, Any]) -> None:
         if before != now:
             raise InputError(
                 f"resume={config.resume} was trained with {part} {before}, found {now}; give that "
-                f"{part}= again, or start_from= to begin another training with its weights"
+                f"{part}= again, or start_from= to begin another training with its weights and words"
             )
 
 

@@ -225,11 +225,6 @@ class CaptioningModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the random state where training stopped, so that dropout draws what it would have drawn."""
         said = checkpoint["captioning"]
-        if said["objective_state"].keys() != self._objective_state().keys():
-            raise InputError(
-                "resume= goes on with the objective that the run began with; to go on with another, give "
-                "start_from= instead, which takes the weights and the words only"
-            )
         if self.global_rank == 0:  # other processes would draw what the first one draws
             torch.set_rng_state(said["random_state"].cpu())
             if len(said.get("cuda_random_state", [])) == torch.cuda.device_count() > 0:

@@ -1,5 +1,6 @@
 """What the trainer gets beside the module: safe checkpoints, captions while it learns, a trace of shapes."""
 
+import copy
 import errno
 import logging
 import os
@@ -171,12 +172,12 @@ def trace_shapes(module: CaptioningModule, batch: Batch) -> list[str]:
             lines.setdefault(name, f"{name} ({type(part).__name__}): {_shapes(given)} -> {_shapes(came)}")
 
         handles.append(part.register_forward_hook(note))
-    state = torch.get_rng_state()
+    devices = [module.device] if module.device.type == "cuda" else []
+    objective = copy.deepcopy(module.objective)  # some keep count of the batches they have seen
     try:
-        with torch.no_grad():
-            module.objective(module.model, batch)
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            objective(module.model, batch)
     finally:
-        torch.set_rng_state(state)
         for handle in handles:
             handle.remove()
     return list(lines.values())
