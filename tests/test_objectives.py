@@ -72,19 +72,6 @@ def test_only_two_normalisations_exist() -> None:
         CrossEntropy(normalisation="mean")
 
 
-def test_dropped_rows_give_the_gradient_of_the_plain_loop(ragged: Batch) -> None:
-    """Already a law of test_models; here with dropout's random draws out of the way and a hand-written loss."""
-    model = build("gru_attention")
-    loss = CrossEntropy()(model, ragged)["loss"]
-    output: Output = CaptionModel.unroll(
-        model, model.encode(ragged.features, ragged.mask), ragged.tokens[:, :-1]
-    )
-    log_probs = model.head(output.hidden).log_softmax(-1)
-    targets = ragged.tokens[:, 1:]
-    picked = log_probs.gather(-1, targets[..., None]).squeeze(-1)
-    assert loss.item() == pytest.approx((-picked[targets != PAD].mean()).item(), abs=1e-6)
-
-
 class Looker(Fixed):
     """Looks where it is told: attention (B, T, R) given."""
 

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from captioning.models.attention import AdditiveAttention, Regions, weighted_sum
+from captioning.models.attention import AdditiveAttention, Regions, masked_softmax, weighted_sum
 from captioning.models.dropout import Dropout
 from captioning.models.encoder import FeatureProjection, masked_mean
 from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update, zero_state
@@ -89,13 +90,13 @@ class AdaptiveAttention(RecurrentModel):
         state = lstm_update(gates, state.cell)
         sentinel = torch.sigmoid(sentinel_gate.float()) * torch.tanh(state.cell)  # (B, H)
         regions, query = memory.regions, self.attention.query(state.hidden)  # (B, A)
-        scores = self.attention.score(torch.tanh(regions.keys + query[:, None])).squeeze(-1).float()  # (B, R)
-        if regions.mask is not None:
-            scores = scores.masked_fill(~regions.mask, -torch.inf)
-        own = self.attention.score(torch.tanh(self.sentinel_key(sentinel) + query)).float()  # (B, 1)
-        weights = torch.cat([scores, own], -1).softmax(-1)  # (B, R+1)
+        scores = self.attention.energies(query, regions.keys)  # (B, R)
+        own = self.attention.energies(query, self.sentinel_key(sentinel)[:, None])  # (B, 1)
+        mask = None if regions.mask is None else functional.pad(regions.mask, (0, 1), value=True)
+        weights = masked_softmax(torch.cat([scores, own], -1), mask)  # (B, R+1)
         context = weighted_sum(weights[:, :-1], regions.values) + weights[:, -1:] * sentinel  # (B, H)
-        return Advance((context + state.hidden,), scores.softmax(-1), state, {"sentinel": weights[:, -1]})
+        look = masked_softmax(scores, regions.mask)
+        return Advance((context + state.hidden,), look, state, {"sentinel": weights[:, -1]})
 
     def finish(self, outputs: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> Tensor:
         """Compute the deep output's hidden layer: (…, H)."""

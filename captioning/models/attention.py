@@ -45,8 +45,11 @@ class AdditiveAttention(nn.Module):
 
     def weigh(self, query: Tensor, regions: Regions) -> Tensor:
         """Weigh the regions for queries (B, H): (B, R), one in sum over real regions and zero elsewhere."""
-        energy = (regions.keys + self.query(query)[:, None]).tanh_()  # (B, R, A), the largest tensor
-        return masked_softmax(self.score(energy).squeeze(-1), regions.mask)
+        return masked_softmax(self.energies(self.query(query), regions.keys), regions.mask)
+
+    def energies(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Score keys (B, R, A) for projected queries (B, A): (B, R)."""
+        return self.score((keys + query[:, None]).tanh_()).squeeze(-1)  # (B, R, A) is the largest tensor
 
     def forward(self, query: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
         """Look at the regions: context (B, D) and weights (B, R) for queries (B, H)."""

@@ -7,12 +7,15 @@
 
 M_k and M_v are learnt slots that every image shares: what is known of regions without seeing it there. The
 decoder attends to all levels of the encoder with the same weights and one gate a level. As in the authors'
-code, the norm stands inside each C_l, slots begin as N(0, 1/d) and N(0, 1/m) and are multiplied by sqrt(d)
-and sqrt(m) (d a head's size, m their number), and levels are summed over sqrt(L).
+code, the norm stands inside each C_l, slots are multiplied by sqrt(d) and sqrt(m) (d a head's size, m their
+number), and levels are summed over sqrt(L).
 
-Departures from that code: GELU instead of ReLU, dropout after the norm of the projected regions and on the
-embedded words, word vectors times sqrt(H), a bias in the last layer. The attention shown is the last layer's,
-averaged over its heads and over the levels by their gates' means.
+Departures from that code: slots begin with variances 1/d and 1/m, so that after the factors they are as large
+as normalised regions, where its uniform initialisation of all matrices makes them about fifteen times
+smaller; torch's initialisation of the others; GELU instead of ReLU, dropout after the norm of the projected
+regions and on the embedded words, word vectors times sqrt(H), a bias in the last layer.
+
+The attention shown is the last layer's, averaged over its heads and over the levels by their gates' means.
 """
 
 import math

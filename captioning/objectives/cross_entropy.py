@@ -34,15 +34,24 @@ class CrossEntropy:
 
     def of_output(self, model: CaptionModel, batch: Batch, output: Output) -> dict[str, Tensor]:
         """Compute the loss of an unrolled model, for objectives that add a term to it."""
-        targets = batch.tokens[:, 1:]
-        real = targets != PAD  # (B, T)
-        logits = model.head(output.hidden[real]).float()  # (words, V)
+        logits, targets, real = score_words(model, batch, output)
         log_probs = functional.log_softmax(logits, dim=-1)
-        nll = functional.nll_loss(log_probs, targets[real])
+        nll = functional.nll_loss(log_probs, targets)
         loss = nll
         if self.label_smoothing:
             loss = (1 - self.label_smoothing) * nll - self.label_smoothing * log_probs.mean(-1).mean()
         tokens = real.sum()
         if self.normalisation == "per_caption":
-            loss = loss * tokens / len(targets)
+            loss = loss * tokens / len(real)
         return {"loss": loss, "nll": nll.detach(), "tokens": tokens.to(torch.float32)}
+
+
+def score_words(model: CaptionModel, batch: Batch, output: Output) -> tuple[Tensor, Tensor, Tensor]:
+    """Score the next words of an unrolled model.
+
+    Returns:
+        float32 logits (words, V) and target ids (words,) of the real words, and where these stand (B, T).
+    """
+    targets = batch.tokens[:, 1:]
+    real = targets != PAD
+    return model.head(output.hidden[real]).float(), targets[real], real

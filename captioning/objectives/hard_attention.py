@@ -13,7 +13,8 @@ a look does to later words is left out). A look whose cost is above the baseline
 The authors' baseline is a moving `average` of the cost. How hard a caption is then stays in every advantage,
 and on Flickr8k drowned what the draw had done: the attention never left the uniform distribution. `expected`
 is the same words' cost under the expected context with the same dropout, plus what a draw costs on average
-over the batch: it knows the caption and not the draw, so that it adds no bias.
+over the batch: it knows the caption and, but for its share in that average, not the draw. That share biases
+the gradient by the order of 1/B, B being the captions of a batch.
 
 The doubly stochastic term is left out: whether it reaches the attention in the authors' code is unclear.
 Batches that saw expectations have no draws to learn from.
@@ -21,6 +22,7 @@ Batches that saw expectations have no draws to learn from.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Output
 from captioning.models.hard_attention import seeing_expectations
+from captioning.objectives.cross_entropy import score_words
 from captioning.vocabulary import PAD
 
 REWARDS = ("caption", "word", "to_go", "own")
@@ -73,7 +76,7 @@ class HardAttentionObjective:
             InputError: the model's attention does not draw locations.
         """
         real = batch.tokens[:, 1:] != PAD
-        random = _random_state(batch.tokens.device)
+        random = _generator_of(batch.tokens.device).get_rng_state()
         nll, output = _word_nll(model, batch)
         if "location_log_prob" not in output.extras:
             raise InputError("the hard-attention objective needs model=show_attend_tell_hard")
@@ -128,23 +131,23 @@ class HardAttentionObjective:
 def _word_nll(model: CaptionModel, batch: Batch) -> tuple[Tensor, Output]:
     """Give every word's negative log-likelihood (B, T), padding 0, and the model's output."""
     output = model(batch.features, batch.tokens[:, :-1], batch.mask)
-    targets = batch.tokens[:, 1:]
-    real = targets != PAD
-    words = functional.cross_entropy(model.head(output.hidden[real]).float(), targets[real], reduction="none")
+    logits, targets, real = score_words(model, batch, output)
+    words = functional.cross_entropy(logits, targets, reduction="none")
     return torch.zeros_like(real, dtype=torch.float32).masked_scatter(real, words), output
 
 
-def _random_state(device: torch.device) -> Tensor:
-    """Give the state of the generator that a device draws from."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+def _generator_of(device: torch.device) -> Any:
+    """Give the part of torch that holds the generator a device draws from."""
+    return torch if device.type == "cpu" else torch.get_device_module(device)
 
 
 @contextmanager
 def _same_random(state: Tensor, device: torch.device) -> Iterator[None]:
     """Draw from a generator's earlier state, and go on afterwards as if nothing had been drawn."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(state, device)
-        else:
-            torch.set_rng_state(state)
+    generator = _generator_of(device)
+    now = generator.get_rng_state()
+    generator.set_rng_state(state)
+    try:
         yield
+    finally:
+        generator.set_rng_state(now)
