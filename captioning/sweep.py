@@ -38,6 +38,8 @@ class CompareRuns(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Keep what a run was given and what came out."""
+        if config.hydra.job.config_name != "train":  # the configs of other commands inherit from training's
+            return
         hydra = OmegaConf.select(job_return.hydra_cfg, "hydra") if job_return.hydra_cfg is not None else None
         folder = Path(hydra.runtime.output_dir) if hydra is not None else Path()
         summary = folder / "summary.json"
@@ -58,7 +60,7 @@ class CompareRuns(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the table and write the file."""
-        if not any(run["parameters"] for run in self.runs):  # other commands inherit this from training
+        if not self.runs:
             return
         if not any(run["failed"] for run in self.runs):
             Console().print(table_of(self._ranked()))

@@ -7,6 +7,7 @@ import torch
 
 from captioning.data import Batch
 from captioning.decoding import as_posted, exp_multinomial, greedy, most_likely
+from captioning.errors import InputError
 from captioning.models import GRUAttention
 from captioning.models.gru_attention import forgotten
 from captioning.objectives import CrossEntropy, ShiftedTargets
@@ -90,6 +91,11 @@ def test_a_start_that_is_said_is_heard_but_not_written() -> None:
     torch.testing.assert_close(decoded.attention[0, 0], second.attention[0])
     torch.testing.assert_close(decoded.attention[1, 0], first.attention[1])
     assert not decoded.attention[0, 2].any() and decoded.log_probs[0, 2] == 0
+
+
+def test_it_needs_a_limit_of_words() -> None:
+    with pytest.raises(InputError, match="decoding.max_words is None; needed is a whole number"):
+        as_posted(build("gru_attention"), batch_of([[4]]).features, max_words=None, draw=most_likely)
 
 
 @pytest.mark.parametrize("draw", [most_likely, exp_multinomial])

@@ -5,9 +5,12 @@ import io
 import json
 from pathlib import Path
 
+from hydra.core.utils import JobReturn
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from rich.console import Console
 
-from captioning.sweep import csv_of, table_of
+from captioning.sweep import CompareRuns, csv_of, table_of
 from tests.test_commands import call
 
 
@@ -40,6 +43,18 @@ def test_a_run_that_fails_leaves_the_others_and_the_comparison(
     runs = list(csv.DictReader((tmp_path / "sweep" / "comparison.csv").open()))
     assert [run["failed"] for run in runs] == ["False", "False", "True"]
     assert "failed" in done.stdout and "Validation, best epoch" in done.stdout
+
+
+def test_a_sweep_of_another_command_is_not_compared(tmp_path: Path) -> None:
+    """Their configs inherit from that of training, and with it this callback."""
+    job = {"config_name": "extract"}
+    config = OmegaConf.create(
+        {"hydra": {"job": job, "sweep": {"dir": str(tmp_path)}, "mode": RunMode.MULTIRUN}}
+    )
+    callback = CompareRuns()
+    callback.on_job_end(config, JobReturn())
+    callback.on_multirun_end(config)
+    assert not callback.runs and not list(tmp_path.iterdir())
 
 
 def test_failed_runs_stay_in_the_table() -> None:

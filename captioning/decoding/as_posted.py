@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from captioning.decoding.constraints import whole_numbers
 from captioning.decoding.decoded import Decoded
 from captioning.models.base import CaptionModel
 from captioning.vocabulary import END, PAD, START
@@ -43,6 +44,7 @@ def as_posted(
         max_words: T at most, not counting one START.
         draw: `exp_multinomial` or `most_likely`.
     """
+    whole_numbers(max_words=max_words)
     memory = model.encode(features, mask)
     state = model.start(memory)
     last = torch.full((len(features),), START, device=features.device)
