@@ -3,8 +3,9 @@
     python notebooks/collect.py runs/table > notebooks/results.json
 
 Each folder below the given one is a run: `summary.json` and `.hydra/overrides.yaml` from training, and a `scores.json`
-of `python -m captioning.evaluate` in a folder named after its decoding, such as `beam5`. `COMMIT` holds the commit; `TIME`,
-if there is one, what `time` said of the training command: threads, user and system seconds.
+of `python -m captioning.evaluate` in a folder named after its decoding, such as `beam5`; or it is a comparison, with the
+`scores.json` of `captioning.evaluate compare=[a,b]`. `COMMIT` holds the commit; `TIME`, if there is one, what `time` said of
+the training command: threads, seconds on the clock, user and system seconds.
 """
 
 import json
@@ -23,12 +24,14 @@ def read_run(folder: Path) -> dict:
         row["nll_by_epoch"] = [round(epoch["nll"], 3) for epoch in summary["epochs"]]
         row["cider_by_epoch"] = [round(epoch["cider_d"], 1) for epoch in summary["epochs"]]
     if (folder / "TIME").is_file():
-        threads, *seconds = map(float, (folder / "TIME").read_text().split())
-        row |= {"threads": int(threads), "processor_minutes": round(sum(seconds) / 60, 1)}
+        threads, clock, *seconds = map(float, (folder / "TIME").read_text().split())
+        row |= {"threads": int(threads), "minutes": round(clock / 60, 1)}
+        row["processor_minutes"] = round(sum(seconds) / 60, 1)
+    if (folder / "scores.json").is_file():  # a comparison of two
+        said = json.loads((folder / "scores.json").read_text())
+        return row | {"systems": [system["name"] for system in said["systems"]], "paired": said["paired"]}
     for scores in sorted(folder.glob("*/scores.json")):
-        system, *others = json.loads(scores.read_text())["systems"]
-        if others:  # a comparison of two
-            continue
+        (system,) = json.loads(scores.read_text())["systems"]
         row[scores.parent.name] = {name: system["scores"][name] for name in SHOWN if name in system["scores"]}
         row[scores.parent.name]["diversity"] = system["diversity"]
     return row

@@ -17,8 +17,8 @@
 # real ImageNet weights of which two convolutions are missing, so that 1,280 of 2,048 channels are real. One run of each
 # with seed 0, the same schedule for all (`experiment=flickr8k` and those that inherit from it), 2 CPU cores, no GPU.
 # Scores are those of dev, at the epoch of the best greedy CIDEr-D, × 100; a ± is half the 95 % bootstrap interval over
-# images. It says nothing about other seeds. Processor minutes are those of the whole training command; two cores have 24
-# in twelve minutes.
+# images. It says nothing about other seeds. Minutes are those of the whole training command, start, validation and checkpoints
+# included, on two cores that had nothing else to do.
 #
 # The numbers come from `results.json`, which `notebooks/collect.py` gathered out of the run folders of
 # `python -m captioning.train` and `python -m captioning.evaluate`; the commands stand in README and in the experiments.
@@ -84,7 +84,7 @@ def cell(score: dict) -> str:
 
 def table(names: Iterable[str], decoding: str) -> str:
     rows = [
-        "| | parameters | " + " | ".join(METRICS.values()) + " | commit | processor minutes |",
+        "| | parameters | " + " | ".join(METRICS.values()) + " | commit | minutes |",
         "|---" * (len(METRICS) + 4) + "|",
     ]
     for name in names:
@@ -96,7 +96,7 @@ def table(names: Iterable[str], decoding: str) -> str:
         rows.append(
             f"| {(LABELS | OTHERS).get(name, name)} | {count} | "
             + " | ".join(cells)
-            + f" | {run['commit']} | {run.get('processor_minutes', '–')} |"
+            + f" | {run['commit']} | {run.get('minutes', '–')} |"
         )
     return "\n".join(rows)
 
@@ -211,13 +211,15 @@ ABLATIONS = {
 
 def change_table(rows: dict[str, tuple[str, str]]) -> str:
     base = runs[next(iter(rows.values()))[0]][next(iter(rows.values()))[1]]
-    lines = ["| | CIDEr-D | against the first | BLEU-4 | words | commit |", "|---|---|---|---|---|---|"]
+    lines = ["| | CIDEr-D | against the first | p | BLEU-4 | words | commit | minutes |", "|---" * 8 + "|"]
     for label, (name, decoding) in rows.items():
         scores = runs[name][decoding]
         change = scores["cider_d"]["score"] - base["cider_d"]["score"]
+        test = runs.get(f"compare_{name}_{decoding}")
+        p = f"{test['paired']['cider_d']['p_value']:.3f}" if test else "–"
         lines.append(
-            f"| {label} | {cell(scores['cider_d'])} | {change:+.1f} | {cell(scores['bleu_4'])} | "
-            f"{scores['diversity']['mean_length']:.1f} | {runs[name]['commit']} |"
+            f"| {label} | {cell(scores['cider_d'])} | {change:+.1f} | {p} | {cell(scores['bleu_4'])} | "
+            f"{scores['diversity']['mean_length']:.1f} | {runs[name]['commit']} | {runs[name].get('minutes', '–')} |"
         )
     return "\n".join(lines)
 
