@@ -131,7 +131,7 @@ def build(config: Mapping[str, Any], **parts: Any) -> Any:
             hide one.
     """
     for key, text in _texts(config):
-        if "${" in text or (key == "_target_" and not _is_trusted(text)):
+        if "${" in text or (key == "_target_" and not is_trusted(text)):
             raise InputError(
                 f"the checkpoint wants to call {text}, which is no model, reader or backbone of captioning "
                 "and no layer of torch; don't trust it"
@@ -139,7 +139,7 @@ def build(config: Mapping[str, Any], **parts: Any) -> Any:
     return instantiate(dict(config), **parts)
 
 
-def _is_trusted(target: str) -> bool:
+def is_trusted(target: str) -> bool:
     """Say whether a dotted name is of something that may be built, wherever it was imported to."""
     if not target.startswith(("captioning.", "torch.nn.")):  # others are not even imported
         return False

@@ -61,7 +61,10 @@ def test_every_experiment_composes_and_calls_what_exists(experiment: str) -> Non
 def test_every_option_composes_and_calls_what_exists(group: str, option: str) -> None:
     extra = ("data.reader.file=x.csv",) if option == "pairs" else ()
     command = "baseline" if group == "retrieval" else "train"
-    check_calls(compose_config(command, f"{group}={option}", *FIXED, *extra)[group])
+    composed = compose_config(command, f"{group}={option}", *FIXED, *extra)[group]
+    check_calls(composed)
+    if group in ("model", "data", "features"):  # what a checkpoint's own description is built from
+        assert all(checkpoint.is_trusted(node["_target_"]) for node in targets(composed))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
