@@ -18,7 +18,7 @@
 # with seed 0, the same schedule for all (`experiment=flickr8k` and those that inherit from it), 2 CPU cores, no GPU.
 # Scores are those of dev, at the epoch of the best greedy CIDEr-D, × 100; a ± is half the 95 % bootstrap interval over
 # images. It says nothing about other seeds. Minutes are those of the whole training command, start, validation and checkpoints
-# included, on two cores that had nothing else to do.
+# included, on two cores, with at most two minutes of tests at the lowest priority beside a run.
 #
 # The numbers come from `results.json`, which `notebooks/collect.py` gathered out of the run folders of
 # `python -m captioning.train` and `python -m captioning.evaluate`; the commands stand in README and in the experiments.
