@@ -218,7 +218,7 @@ class CaptioningModule(LightningModule):
             **self.description,
             "random_state": torch.get_rng_state(),
             "cuda_random_state": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "objective_state": self._objective_state(),
+            "objective_state": self.objective_state(),
             "history": list(self.history),
         }
 
@@ -230,8 +230,13 @@ class CaptioningModule(LightningModule):
             if len(said.get("cuda_random_state", [])) == torch.cuda.device_count() > 0:
                 torch.cuda.set_rng_state_all([state.cpu() for state in said["cuda_random_state"]])
         self.history = list(said.get("history", []))
-        if hasattr(self.objective, "restore"):
-            self.objective.restore(said["objective_state"])
+        self.restore_objective(said["objective_state"])
 
-    def _objective_state(self) -> dict[str, Any]:
+    def objective_state(self) -> dict[str, Any]:
+        """Give what the objective remembers of the batches so far, in plain containers."""
         return self.objective.state() if hasattr(self.objective, "state") else {}
+
+    def restore_objective(self, state: Mapping[str, Any]) -> None:
+        """Let the objective remember what `objective_state` gave."""
+        if hasattr(self.objective, "restore"):
+            self.objective.restore(state)

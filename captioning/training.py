@@ -1,6 +1,5 @@
 """What the trainer gets beside the module: safe checkpoints, captions while it learns, a trace of shapes."""
 
-import copy
 import errno
 import logging
 import os
@@ -173,11 +172,12 @@ def trace_shapes(module: CaptioningModule, batch: Batch) -> list[str]:
 
         handles.append(part.register_forward_hook(note))
     devices = [module.device] if module.device.type == "cuda" else []
-    objective = copy.deepcopy(module.objective)  # some keep count of the batches they have seen
+    state = module.objective_state()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
-            objective(module.model, batch)
+            module.objective(module.model, batch)
     finally:
+        module.restore_objective(state)  # some keep count of the batches they have seen
         for handle in handles:
             handle.remove()
     return list(lines.values())

@@ -72,6 +72,21 @@ def test_only_two_normalisations_exist() -> None:
         CrossEntropy(normalisation="mean")
 
 
+def test_dropped_rows_give_the_gradient_of_the_plain_loop(ragged: Batch) -> None:
+    """Captions leave the batch as they end; a loop over all words and a hand-written loss give the same."""
+    model, targets = build("gru_attention"), ragged.tokens[:, 1:]
+    loss = CrossEntropy()(model, ragged)["loss"]
+    memory = model.encode(ragged.features, ragged.mask)
+    hidden = CaptionModel.unroll(model, memory, ragged.tokens[:, :-1]).hidden
+    picked = model.head(hidden).log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1)
+    plain = -picked[targets != PAD].mean()
+    torch.testing.assert_close(loss, plain)
+    for one, other in zip(
+        *(torch.autograd.grad(value, list(model.parameters())) for value in (loss, plain)), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
 class Looker(Fixed):
     """Looks where it is told: attention (B, T, R) given."""
 
