@@ -1,4 +1,4 @@
-"""Dropout by bytes does what torch's does."""
+"""Dropout from random bytes has the properties of torch's."""
 
 import pytest
 import torch
@@ -6,17 +6,17 @@ import torch
 from captioning.models.dropout import Dropout
 
 
-@pytest.mark.parametrize(("given", "real"), [(0.5, 0.5), (0.2, 51 / 256)])
-def test_a_share_is_dropped_and_the_mean_stays(given: float, real: float) -> None:
-    kept = Dropout(given)(torch.ones(1000, 1000)) != 0
+@pytest.mark.parametrize(("probability", "real"), [(0.5, 0.5), (0.2, 51 / 256)])
+def test_a_share_is_dropped_and_the_mean_stays(probability: float, real: float) -> None:
+    kept = Dropout(probability)(torch.ones(1000, 1000)) != 0
     deviation = (real * (1 - real) / kept.numel()) ** 0.5
     assert abs(1 - kept.float().mean().item() - real) < 4 * deviation
-    found = Dropout(given)(torch.ones(1000, 1000)).unique().tolist()
+    found = Dropout(probability)(torch.ones(1000, 1000)).unique().tolist()
     assert found == pytest.approx([0, 1 / (1 - real)])
 
 
 def test_neighbours_are_dropped_independently() -> None:
-    """All eight bytes of a draw are good: pairs at every distance up to nine drop together by chance."""
+    """All eight bytes of a draw are independent: pairs at every distance up to nine drop together by chance."""
     kept = (Dropout(0.5)(torch.ones(800_000)) != 0).float()
     for place in range(8):
         assert abs(kept[place::8].mean().item() - 0.5) < 4 * 0.5 / 100_000**0.5

@@ -1,4 +1,4 @@
-"""Laws that every family keeps; adding a family means adding one line to conftest.FAMILIES."""
+"""Laws for all families; a new family adds one line to conftest.FAMILIES."""
 
 import math
 
@@ -9,18 +9,27 @@ from torch.nn import functional
 
 from captioning.data import Batch
 from captioning.decoding import greedy
-from captioning.models import CaptionModel, GRUAttention, Output, pick, real_steps
+from captioning.errors import InputError
+from captioning.models import (
+    CaptionModel,
+    CarriedState,
+    FeatureProjection,
+    GRUAttention,
+    Output,
+    RawFeatures,
+    pick,
+    real_steps,
+)
 from captioning.models.attention import AdditiveAttention
-from captioning.models.base import longest_first
 from captioning.models.encoder import masked_mean
-from captioning.models.recurrent import lstm_update
+from captioning.models.recurrent import lstm_update, sort_by_length
 from captioning.objectives import CrossEntropy
 from captioning.vocabulary import PAD, START
 from tests.conftest import DIM, FAMILIES, OBJECTIVES, REGIONS, VOCABULARY, batch_of, build
 
 
 def step_by_step(model: CaptionModel, batch: Batch) -> Output:
-    """The reference: the base class' loop over `step`."""
+    """The reference: the loop over `step` of the base class."""
     memory = model.encode(batch.features, batch.mask)
     return CaptionModel.unroll(model, memory, batch.tokens[:, :-1])
 
@@ -43,7 +52,7 @@ def test_loss_and_every_gradient_equal_step_by_step(family: str, ragged: Batch) 
         model = build(family)
         if unroll is not None:
             model.unroll = unroll.__get__(model)  # type: ignore[method-assign]
-        loss = CrossEntropy()(model, ragged)["loss"]
+        loss = CrossEntropy()(model, ragged).loss
         loss.backward()
         gradients.append(
             {"loss": loss.detach(), **{n: p.grad for n, p in model.named_parameters() if p.grad is not None}}
@@ -61,7 +70,7 @@ def test_padded_words_change_neither_loss_nor_gradients(family: str, ragged: Bat
     results = []
     for batch in (ragged, longer):
         model = build(family)
-        loss = CrossEntropy()(model, batch)["loss"]
+        loss = CrossEntropy()(model, batch).loss
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     for one, other in zip(*results, strict=True):
@@ -77,7 +86,7 @@ def test_padded_regions_change_nothing(model: CaptionModel, ragged: Batch) -> No
     gradients = []
     for features, mask in ((ragged.features, ragged.mask), wider):
         model.zero_grad()
-        CrossEntropy()(model, ragged._replace(features=features, mask=mask))["loss"].backward()
+        CrossEntropy()(model, ragged._replace(features=features, mask=mask)).loss.backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for narrow, wide in zip(*gradients, strict=True):
         torch.testing.assert_close(narrow, wide)
@@ -86,13 +95,13 @@ def test_padded_regions_change_nothing(model: CaptionModel, ragged: Batch) -> No
 def test_batch_order_is_irrelevant(model: CaptionModel, ragged: Batch) -> None:
     order = torch.tensor([2, 0, 3, 1])
     straight = model(ragged.features, ragged.tokens[:, :-1], ragged.mask)
-    turned = model(ragged.features[order], ragged.tokens[order, :-1], ragged.mask[order])
-    torch.testing.assert_close(straight.hidden[order], turned.hidden)
+    permuted = model(ragged.features[order], ragged.tokens[order, :-1], ragged.mask[order])
+    torch.testing.assert_close(straight.hidden[order], permuted.hidden)
 
 
-@pytest.mark.parametrize("attends", [family for family in FAMILIES if family != "mean_pooled"])
-def test_attention_sums_to_one_over_real_regions(attends: str, ragged: Batch) -> None:
-    attention = build(attends)(ragged.features, ragged.tokens[:, :-1], ragged.mask).attention
+@pytest.mark.parametrize("with_attention", [family for family in FAMILIES if family != "mean_pooled"])
+def test_attention_sums_to_one_over_real_regions(with_attention: str, ragged: Batch) -> None:
+    attention = build(with_attention)(ragged.features, ragged.tokens[:, :-1], ragged.mask).attention
     assert attention is not None
     real = real_steps(ragged.tokens[:, :-1])
     torch.testing.assert_close(attention.sum(-1), real.float())
@@ -101,44 +110,45 @@ def test_attention_sums_to_one_over_real_regions(attends: str, ragged: Batch) ->
 
 def test_gradients_reach_every_parameter(family: str, ragged: Batch) -> None:
     model = build(family)
-    CrossEntropy()(model, ragged)["loss"].backward()
+    CrossEntropy()(model, ragged).loss.backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert all(name.endswith("score.bias") for name in without)  # it shifts all energies alike
+    # The bias of the scores shifts all energies equally, and the softmax removes it.
+    assert all(name.endswith("score.bias") for name in without)
 
 
 def test_the_initial_loss_is_about_the_logarithm_of_the_vocabulary(family: str) -> None:
     words = torch.Generator().manual_seed(3)
     captions = [torch.randint(4, 500, (6,), generator=words).tolist() for _ in range(16)]
-    loss = CrossEntropy()(build(family, vocabulary_size=500), batch_of(captions))["loss"]
+    loss = CrossEntropy()(build(family, vocabulary_size=500), batch_of(captions)).loss
     assert abs(loss.item() - math.log(500)) < 0.35
 
 
-def test_a_model_that_expects_frequencies_starts_at_their_entropy(family: str) -> None:
-    words = torch.Generator().manual_seed(3)
-    counts = 1000 / torch.arange(1, 47).float()  # as Zipf found
-    drawn = torch.multinomial(counts, 6 * 64, replacement=True, generator=words) + 4
-    batch, model = batch_of(drawn.view(64, 6).tolist()), build(family, vocabulary_size=50)
-    said = torch.bincount(batch.tokens[:, 1:].flatten(), minlength=50)
-    model.expect_frequencies(said)
-    said = said[said > 0] / said.sum()
-    entropy = -(said * said.log()).sum().item()
+def test_with_the_output_bias_initialised_the_loss_starts_at_the_entropy_of_the_words(family: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    zipf = 1000 / torch.arange(1, 47).float()
+    words = torch.multinomial(zipf, 6 * 64, replacement=True, generator=generator) + 4
+    batch, model = batch_of(words.view(64, 6).tolist()), build(family, vocabulary_size=50)
+    counts = torch.bincount(batch.tokens[:, 1:].flatten(), minlength=50)
+    model.init_output_bias(counts)
+    shares = counts[counts > 0] / counts.sum()
+    entropy = -(shares * shares.log()).sum().item()
     assert entropy < math.log(50) - 0.9
-    assert CrossEntropy()(model, batch)["loss"].item() == pytest.approx(entropy, abs=0.4)
+    assert CrossEntropy()(model, batch).loss.item() == pytest.approx(entropy, abs=0.4)
 
 
-def test_expected_frequencies_are_those_of_the_counts() -> None:
+def test_the_output_bias_holds_the_log_frequencies_of_the_counts() -> None:
     model = gru_at_post_sizes()
     counts = torch.zeros(5000).index_fill(0, torch.tensor([7]), 99.0)
-    model.expect_frequencies(counts)
+    model.init_output_bias(counts)
     probabilities = model.output[-1].bias.softmax(0)
     assert probabilities[7].item() == pytest.approx(100 / 5099)
     assert probabilities[8].item() == pytest.approx(1 / 5099)
 
 
 def test_the_next_word_depends_on_all_words_before(model: CaptionModel) -> None:
-    """Fails for a decoder that forgets its state: same last word, same image, other words before."""
+    """Same image, same last word, other words before: a decoder that loses its state fails."""
     one, other = (batch_of([words]) for words in ([4, 5, 6, 9], [6, 5, 4, 9]))
-    # Of one region alone: what attention sees of several depends on the word before last in any case.
+    # With one region, because attention to several depends on the word before last in any case.
     hidden = [model(b.features[:, :1], b.tokens[:, :-1]).hidden[:, -1] for b in (one, other)]
     assert (hidden[0] - hidden[1]).abs().max() > 1e-4
 
@@ -152,11 +162,11 @@ def test_every_family_memorises_eight_captions(family: str) -> None:
     for _ in range(250):
         optimizer.zero_grad()
         terms = objective(model, batch)
-        terms["loss"].backward()
+        terms.loss.backward()
         optimizer.step()
-    assert CrossEntropy()(model.eval(), batch)["loss"].item() < 0.05
-    said = greedy(model.eval(), batch.features, None, max_words=8).tokens
-    assert torch.equal(said, batch.tokens[:, 1:])
+    assert CrossEntropy()(model.eval(), batch).loss.item() < 0.05
+    captions = greedy(model.eval(), batch.features, None, max_words=8).tokens
+    assert torch.equal(captions, batch.tokens[:, 1:])
 
 
 def test_float16_features_are_accepted(model: CaptionModel, ragged: Batch) -> None:
@@ -167,7 +177,7 @@ def test_float16_features_are_accepted(model: CaptionModel, ragged: Batch) -> No
 
 
 def test_bfloat16_autocast_stays_close(model: CaptionModel, ragged: Batch) -> None:
-    for given in (ragged, ragged._replace(mask=None)):  # a grid has no mask, and a path of its own
+    for given in (ragged, ragged._replace(mask=None)):  # grids have no mask
         exact = model(given.features, given.tokens[:, :-1], given.mask).hidden
         with torch.autocast("cpu", torch.bfloat16):
             rounded = model(given.features, given.tokens[:, :-1], given.mask).hidden
@@ -175,7 +185,7 @@ def test_bfloat16_autocast_stays_close(model: CaptionModel, ragged: Batch) -> No
 
 
 def test_weights_survive_a_round_trip(family: str, ragged: Batch) -> None:
-    one, other = build(family), FAMILIES[family](feature_dim=DIM, vocabulary_size=VOCABULARY).eval()
+    one, other = build(family), FAMILIES[family](vocabulary_size=VOCABULARY).eval()
     other.load_state_dict(one.state_dict())
     tokens = ragged.tokens[:, :-1]
     assert torch.equal(
@@ -193,10 +203,11 @@ def test_pick_reindexes_every_tensor_of_a_tree() -> None:
     )
 
 
-def test_longest_first_counts_running_captions() -> None:
+def test_sorting_by_length_counts_running_captions() -> None:
     tokens = torch.tensor([[1, 5, 2, 0], [1, 5, 6, 7], [1, 2, 0, 0]])
-    rows = longest_first(tokens)
-    assert rows.order.tolist() == [1, 0, 2] and rows.running == [3, 2, 1, 1]
+    captions = sort_by_length(tokens)
+    assert captions.order.tolist() == [1, 0, 2] and captions.running == [3, 2, 1, 1]
+    assert captions.lengths.tolist() == [4, 2, 1]
 
 
 class TestAdditiveAttention:
@@ -221,13 +232,13 @@ class TestAdditiveAttention:
         attention = AdditiveAttention(value_dim=2, query_dim=3, attention_dim=4).double()
         mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
 
-        def look(query: Tensor, values: Tensor) -> Tensor:
+        def context(query: Tensor, values: Tensor) -> Tensor:
             return attention(query, attention.prepare(values, mask))[0].double()
 
         query = torch.randn(2, 3, dtype=torch.double, requires_grad=True)
         values = torch.randn(2, 5, 2, dtype=torch.double, requires_grad=True)
-        # The softmax is in float32 by design: wider steps, and as much less exact.
-        assert torch.autograd.gradcheck(look, (query, values), eps=1e-2, atol=2e-3, rtol=1e-2)
+        # The softmax is in float32 by design, which needs wider steps and tolerances.
+        assert torch.autograd.gradcheck(context, (query, values), eps=1e-2, atol=2e-3, rtol=1e-2)
 
 
 def test_masked_mean_leaves_out_padding() -> None:
@@ -235,18 +246,47 @@ def test_masked_mean_leaves_out_padding() -> None:
     assert masked_mean(values, torch.tensor([[True, True, False]])).item() == 2.0
 
 
+def test_every_family_reads_regions_of_its_encoders_size(family: str, ragged: Batch) -> None:
+    model = build(family)
+    regions = model.encoder(ragged.features)
+    assert regions.shape == (*ragged.features.shape[:2], model.encoder.output_dim)
+
+
+def test_raw_features_are_the_cached_ones_in_the_type_of_the_model() -> None:
+    features, encoder = torch.randn(2, REGIONS, DIM).half(), RawFeatures(feature_dim=DIM)
+    assert torch.equal(encoder(features), features.float()) and encoder.output_dim == DIM
+    assert encoder.double()(features).dtype == torch.float64 and not encoder.state_dict()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder(features).dtype == torch.bfloat16
+
+
+def test_a_projection_is_a_linear_layer_with_relu_for_every_region() -> None:
+    features, encoder = (
+        torch.randn(2, REGIONS, DIM),
+        FeatureProjection(feature_dim=DIM, output_dim=3, dropout=0.0),
+    )
+    expected = (features @ encoder.linear.weight.T + encoder.linear.bias).clamp(min=0)
+    torch.testing.assert_close(encoder(features), expected)
+
+
+def test_adaptive_attention_refuses_regions_of_another_size_than_its_hidden_vector() -> None:
+    with pytest.raises(InputError, match="output_dim is 6 and model.hidden_dim is 10.*projection_hidden"):
+        build("adaptive", encoder=RawFeatures(feature_dim=DIM))
+
+
 def gru_at_post_sizes() -> GRUAttention:
     return GRUAttention(
-        feature_dim=2048, vocabulary_size=5000, encoder_dim=256, attention_dim=512, embedding_dim=256,
-        hidden_dim=512, dropout=0.0, activation=torch.nn.Identity(),
+        encoder=FeatureProjection(feature_dim=2048, output_dim=256, dropout=0.0), vocabulary_size=5000,
+        attention_dim=512, embedding_dim=256, hidden_dim=512, dropout=0.0, activation=torch.nn.Identity(),
+        recurrence=CarriedState(),
     )  # fmt: skip
 
 
-def test_the_seed_has_the_posts_number_of_parameters() -> None:
+def test_the_posts_model_has_the_posts_number_of_parameters() -> None:
     assert sum(parameter.numel() for parameter in gru_at_post_sizes().parameters()) == 6_602_889
 
 
-def test_the_seeds_gru_is_torchs_gru() -> None:
+def test_the_posts_gru_is_torchs_gru() -> None:
     model = build("gru_attention")
     cell = torch.nn.GRUCell(7 + 9, 10)
     with torch.no_grad():

@@ -1,10 +1,14 @@
-"""Attention over regions.
+"""Soft attention over regions.
 
-Additive attention is Bahdanau, Cho and Bengio (2015), equations 5 and 6, with biases as in the seed post:
+Additive attention is Bahdanau, Cho and Bengio (2015), equations 5 and 6, with biases as in Keydana (2018):
 
     e_i = v · tanh(W_k a_i + W_q h) + b        alpha = softmax(e)        context = sum_i alpha_i a_i
+
+`SoftAttention` is the same behind the interface that it shares with `HardAttention`: `prepare` once per
+image, then a call per word; `samples_regions` and `expected` describe how it is trained.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -19,14 +23,23 @@ class Regions(NamedTuple):
     mask: Tensor | None
 
 
+class AttentionOutput(NamedTuple):
+    """The result of attention: context (B, D), the distribution (B, R) it came from, named extras (B,)."""
+
+    context: Tensor
+    weights: Tensor
+    extras: dict[str, Tensor]
+
+
 class AdditiveAttention(nn.Module):
-    """Scores regions by a one-layer perceptron of region and query.
+    """Scores regions with a one-layer perceptron of region and query.
 
     Args:
         value_dim: D, size of a region.
-        query_dim: size of the query, the decoder's hidden vector.
-        attention_dim: A, size of the common space.
-        deep_keys: one more tanh layer over the regions (Xu et al.'s COCO setting, `n_layers_att=2`).
+        query_dim: H, size of the query, which is the decoder's hidden vector.
+        attention_dim: A, size of the perceptron's hidden layer.
+        deep_keys: whether the keys have one more layer, with tanh (`n_layers_att=2` in Xu et al.'s COCO
+            settings).
     """
 
     def __init__(
@@ -40,30 +53,63 @@ class AdditiveAttention(nn.Module):
         self.score = nn.Linear(attention_dim, 1)
 
     def prepare(self, values: Tensor, mask: Tensor | None) -> Regions:
-        """Project the regions once an image."""
+        """Compute the keys of regions (B, R, D), once per image."""
         return Regions(values, self.key(values), mask)
 
     def weigh(self, query: Tensor, regions: Regions) -> Tensor:
-        """Weigh the regions for queries (B, H): (B, R), one in sum over real regions and zero elsewhere."""
+        """Compute weights (B, R) for queries (B, H); they sum to one over real regions, zero elsewhere."""
         return masked_softmax(self.energies(self.query(query), regions.keys), regions.mask)
 
     def energies(self, query: Tensor, keys: Tensor) -> Tensor:
         """Score keys (B, R, A) for projected queries (B, A): (B, R)."""
-        return self.score((keys + query[:, None]).tanh_()).squeeze(-1)  # (B, R, A) is the largest tensor
+        # In place, because (B, R, A) is the largest tensor of a step.
+        return self.score((keys + query[:, None]).tanh_()).squeeze(-1)  # (B, R)
 
     def forward(self, query: Tensor, regions: Regions) -> tuple[Tensor, Tensor]:
-        """Look at the regions: context (B, D) and weights (B, R) for queries (B, H)."""
+        """Return context (B, D) and weights (B, R) for queries (B, H)."""
         weights = self.weigh(query, regions)
         return weighted_sum(weights, regions.values), weights
 
 
+class SoftAttention(nn.Module):
+    """Additive attention whose context is the expectation, with gradient.
+
+    Args:
+        value_dim: D.
+        query_dim: H.
+        attention_dim: A.
+        deep_keys: see `AdditiveAttention`.
+    """
+
+    samples_regions = False
+
+    def __init__(self, *, value_dim: int, query_dim: int, attention_dim: int, deep_keys: bool) -> None:
+        super().__init__()
+        self.scorer = AdditiveAttention(
+            value_dim=value_dim, query_dim=query_dim, attention_dim=attention_dim, deep_keys=deep_keys
+        )
+
+    def expected(self) -> AbstractContextManager[None]:
+        """Return a context that changes nothing, see `HardAttention.expected`."""
+        return nullcontext()
+
+    def prepare(self, values: Tensor, mask: Tensor | None) -> Regions:
+        """Compute the keys of regions (B, R, D), once per image."""
+        return self.scorer.prepare(values, mask)
+
+    def forward(self, query: Tensor, regions: Regions) -> AttentionOutput:
+        """Attend with queries (B, H); there are no extras."""
+        context, weights = self.scorer(query, regions)
+        return AttentionOutput(context, weights, {})
+
+
 def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax over the real regions, in float32: (B, R) -> (B, R)."""
+    """Compute the softmax of scores (B, R) over the real regions, in float32."""
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return scores.float().softmax(-1)
 
 
 def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    """Average of the values (B, R, D) under the weights (B, R): (B, D)."""
+    """Sum values (B, R, D) with weights (B, R): (B, D)."""
     return torch.bmm(weights.to(values.dtype)[:, None], values).squeeze(1)

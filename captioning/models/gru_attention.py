@@ -1,77 +1,77 @@
-"""The seed system: FC encoder, additive attention and a GRU (Keydana 2018, after the TensorFlow notebook).
+"""The model of the post (Keydana 2018, after a TensorFlow notebook): projection, additive attention, GRU.
 
-    a_i = ReLU(W x_i + b)                                   encoder, 2048 -> 256
+    a_i = ReLU(W x_i + b)                                   the encoder, 2048 -> 256
     z_t = attention(h_{t-1}; a)                             Bahdanau, 512
     h_t = GRU([z_t; E y_{t-1}], h_{t-1})                    512; h_0 = 0
     p(y_t) = softmax(W_2 f(W_1 h_t))                        512 -> 512 -> V
 
-Repaired here: the GRU's state is carried from word to word (the post called it without one: hand in
-`forgotten` to see what that costs), and `activation` f, which the post left out, makes the two output layers
-more than one linear map. At the post's sizes the
-network has the post's 6,602,889 parameters (its GRU has cuDNN's two biases).
+Corrected here: the GRU's state is carried from word to word, where the post calls the GRU without one
+(`ResetState` shows what that costs); and the post has no `activation` f, so that its two output layers are
+one linear map. At the post's sizes the network has the post's 6,602,889 parameters (its GRU has cuDNN's two
+biases).
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from captioning.models.attention import AdditiveAttention, Regions
 from captioning.models.dropout import Dropout
-from captioning.models.encoder import FeatureProjection
+from captioning.models.encoder import Encoder
 from captioning.models.recurrent import Advance, RecurrentModel, gru_update
 
 
-def carried(state: Tensor) -> Tensor:
-    """Move on from the last hidden vector, as a recurrent network does: (B, H) -> (B, H)."""
-    return state
+class CarriedState(nn.Module):
+    """The recurrence of a GRU: its next state is computed from the last one."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Return the state (B, H) itself."""
+        return state
 
 
-def forgotten(state: Tensor) -> Tensor:
-    """Move on from zeros for every word, as the post does (flaw S1): only attention sees the old state."""
-    return torch.zeros_like(state)
+class ResetState(nn.Module):
+    """The post's recurrence (flaw S1): every state is computed from zeros; only attention reads the last."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Return zeros like the state (B, H)."""
+        return torch.zeros_like(state)
 
 
 class GRUAttention(RecurrentModel):
-    """FC encoder + additive attention + GRU; memory: projected regions and keys, state: h.
+    """Additive attention + GRU; memory: regions, keys, mask; state: h.
 
     Args:
-        feature_dim: D of the cache.
+        encoder: see `Encoder`; the post projects regions to 256.
         vocabulary_size: V, the four special ids included.
-        encoder_dim: size of a projected region.
-        attention_dim: size of the attention's common space.
+        attention_dim: size of the attention's hidden layer.
         embedding_dim: size of a word vector.
         hidden_dim: H of the GRU and of the first output layer.
-        dropout: probability, on projected regions, word vectors and the hidden vector before the head.
+        dropout: probability, on word vectors and before the head.
         activation: between the two output layers.
-        recurrence: what of the old state the GRU moves on from: `carried`, or the post's `forgotten`.
+        recurrence: the state that the GRU starts each word from: `CarriedState`, or the post's `ResetState`.
     """
 
     def __init__(
         self,
         *,
-        feature_dim: int,
+        encoder: Encoder,
         vocabulary_size: int,
-        encoder_dim: int,
         attention_dim: int,
         embedding_dim: int,
         hidden_dim: int,
         dropout: float,
         activation: nn.Module,
-        recurrence: Callable[[Tensor], Tensor] = carried,
+        recurrence: nn.Module,
     ) -> None:
         super().__init__()
-        self.recurrence = recurrence
+        self.encoder, self.recurrence = encoder, recurrence
         self.vocabulary_size, self.hidden_dim = vocabulary_size, hidden_dim
-        self.encoder = FeatureProjection(feature_dim=feature_dim, encoder_dim=encoder_dim, dropout=dropout)
         self.attention = AdditiveAttention(
-            value_dim=encoder_dim, query_dim=hidden_dim, attention_dim=attention_dim
+            value_dim=encoder.output_dim, query_dim=hidden_dim, attention_dim=attention_dim
         )
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
-        # The GRU's input matrix in two halves: the word's is multiplied before the loop, the context's
-        # inside.
+        # The GRU's input matrix in two parts: the word's is applied before the loop, the context's inside.
         self.word_gates = nn.Linear(embedding_dim, 3 * hidden_dim)
-        self.context_gates = nn.Linear(encoder_dim, 3 * hidden_dim, bias=False)
+        self.context_gates = nn.Linear(encoder.output_dim, 3 * hidden_dim, bias=False)
         self.state_gates = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.output = nn.Sequential(
             nn.Linear(hidden_dim, hidden_dim), activation, nn.Linear(hidden_dim, vocabulary_size)
@@ -82,24 +82,25 @@ class GRUAttention(RecurrentModel):
                 nn.init.uniform_(parameter, -(hidden_dim**-0.5), hidden_dim**-0.5)  # as torch.nn.GRUCell
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> Regions:
-        """Project the regions and prepare their attention keys."""
+        """Encode the regions and compute their attention keys."""
         return self.attention.prepare(self.encoder(features), mask)
 
     def start(self, memory: Regions) -> Tensor:
-        """Begin with h = 0, as the post does: (B, H) float32."""
+        """Return h = 0, as in the post: (B, H) float32."""
         return memory.values.new_zeros(len(memory.values), self.hidden_dim, dtype=torch.float32)
 
-    def read(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Embed words and take their half of the GRU's input: (…, 3H)."""
+    def embed(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Compute the words' part of the GRU's input: (…, 3H)."""
         return (self.word_gates(self.dropout(self.embedding(tokens))),)
 
-    def advance(self, read: tuple[Tensor, ...], state: Tensor, memory: Regions) -> Advance:
-        """Look with the old state, then move the GRU by what was seen and the last word."""
-        context, weights = self.attention(state, memory)
-        before = self.recurrence(state)
-        hidden = gru_update(read[0] + self.context_gates(context), self.state_gates(before), before)
+    def advance(self, embedded: tuple[Tensor, ...], state: Tensor, memory: Regions) -> Advance:
+        """Attend with the old state, then update the GRU with context and word."""
+        context, weights = self.attention(state, memory)  # (B, D), (B, R)
+        before = self.recurrence(state)  # (B, H)
+        gates = embedded[0] + self.context_gates(context)  # (B, 3H)
+        hidden = gru_update(gates, self.state_gates(before), before)  # (B, H)
         return Advance((hidden,), weights, hidden)
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Score the words: (…, H) -> (…, V)."""
+        """Compute logits: (…, H) -> (…, V)."""
         return self.output(self.dropout(hidden))

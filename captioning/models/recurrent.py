@@ -1,11 +1,10 @@
-"""What all recurrent families share: the loop over words, and the cells' arithmetic.
+"""What all recurrent families share: the loop over words, the cells' arithmetic, initial states.
 
-A recurrent family splits a step in three, so that teacher forcing does each part where it is cheapest:
+A recurrent family splits a step in three, so that teacher forcing runs each part where it is cheapest:
 
-    read(words)             what a word contributes by itself: for all words at once, before the loop
-    advance(read, state)    what feeds back: word by word; captions leave the batch as they end
-    finish(outputs, read)   what does not feed back, up to the head's input: for all words at once, after the
-    loop
+    embed(words)               what depends on the word alone: for all words at once, before the loop
+    advance(embedded, state)   what feeds back: word by word; captions leave the batch as they end
+    finish(outputs, embedded)  what does not feed back, up to `head`: for all words at once, after the loop
 """
 
 from abc import abstractmethod
@@ -13,12 +12,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from captioning.models.base import CaptionModel, Output, Step, Tree, longest_first, pick
+from captioning.models.base import CaptionModel, Output, Step, Tree, pick, real_steps
 
 
 class Advance(NamedTuple):
-    """One word later: outputs for `finish` (B, ·), attention (B, R) or None, the new state, extras (B,)."""
+    """One step: outputs for `finish` (B, ·), attention (B, R) or None, the new state, named extras (B,)."""
 
     outputs: tuple[Tensor, ...]
     attention: Tensor | None
@@ -30,51 +30,88 @@ class RecurrentModel(CaptionModel):
     """A caption model whose state is carried from word to word."""
 
     @abstractmethod
-    def read(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Compute what words (…) contribute by themselves: tensors (…, ·)."""
+    def embed(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Compute what depends on words (…) alone: tensors (…, ·)."""
 
     @abstractmethod
-    def advance(self, read: tuple[Tensor, ...], state: Tree, memory: Tree) -> Advance:
-        """Move on by one word, given what `read` made of it."""
+    def advance(self, embedded: tuple[Tensor, ...], state: Tree, memory: Tree) -> Advance:
+        """Advance by one word, given what `embed` computed for it."""
 
-    def finish(self, outputs: tuple[Tensor, ...], read: tuple[Tensor, ...]) -> Tensor:
-        """Turn outputs (…, ·) into hidden vectors (…, H); by default they are the only output."""
+    def finish(self, outputs: tuple[Tensor, ...], embedded: tuple[Tensor, ...]) -> Tensor:
+        """Compute hidden vectors (…, H) from outputs (…, ·); by default they are the first output."""
         return outputs[0]
 
     def step(self, tokens: Tensor, state: Tree, memory: Tree) -> Step:
-        """Take one word (B,)."""
-        read = self.read(tokens)
-        moved = self.advance(read, state, memory)
-        return Step(self.finish(moved.outputs, read), moved.attention, moved.state, moved.extras)
+        """Process one word (B,) of each caption."""
+        embedded = self.embed(tokens)
+        moved = self.advance(embedded, state, memory)
+        return Step(self.finish(moved.outputs, embedded), moved.attention, moved.state, moved.extras)
 
     def unroll(self, memory: Tree, tokens: Tensor) -> Output:
-        """Take all words (B, T); equal to `step` by `step`, in less time."""
-        rows = longest_first(tokens)
-        read = self.read(tokens[rows.order])
-        seen = pick(memory, rows.order)  # the memory of the captions that still run
-        state, moves, size = self.start(seen), [], len(tokens)
-        words = zip(*(part.unbind(1) for part in read), strict=True)
-        for running, word in zip(rows.running, words, strict=False):
-            if running < size:  # one slice a word would cost a tensor of zeros a word in the backward pass
-                size, own = running, slice(running)
-                seen, state = pick(seen, own), pick(state, own)
-            moves.append(self.advance(pick(word, slice(size)), state, seen))
+        """Process all words (B, T); equal to `step` after `step`, in less time."""
+        captions = sort_by_length(tokens)
+        embedded = self.embed(tokens[captions.order])  # (B, T, ·) each
+        active = pick(memory, captions.order)  # the memory of the captions that are still running
+        state, moves, size = self.start(active), [], len(tokens)
+        words = zip(*(part.unbind(1) for part in embedded), strict=True)
+        # `words` may be longer: steps after the end of the longest caption are not run.
+        for running, word in zip(captions.running, words, strict=False):
+            # Sliced only where captions end: the backward pass of each slice allocates a tensor of zeros.
+            if running < size:
+                size, rows = running, slice(running)
+                active, state = pick(active, rows), pick(state, rows)
+            moves.append(self.advance(pick(word, slice(size)), state, active))
             state = moves[-1].state
-        length = len(moves)
-        outputs = tuple(rows.join([m.outputs[i] for m in moves]) for i in range(len(moves[0].outputs)))
-        hidden = self.finish(outputs, pick(read, (slice(None), slice(length))))  # (B, T, H)
-        hidden = hidden * (torch.arange(length, device=tokens.device) < rows.lengths[:, None])[..., None]
+        length, total = len(moves), tokens.shape[1]
+        outputs = tuple(captions.stack([m.outputs[i] for m in moves]) for i in range(len(moves[0].outputs)))
+        hidden = self.finish(outputs, pick(embedded, (slice(None), slice(length))))  # (B, length, H)
+        # `finish` need not map the zeros after a caption's end to zeros.
+        hidden = hidden * (torch.arange(length, device=tokens.device) < captions.lengths[:, None])[..., None]
         maps = [m.attention for m in moves if m.attention is not None]
-        names = moves[0].extras
+        extras = {name: captions.stack([m.extras[name] for m in moves]) for name in moves[0].extras}
         return Output(
-            rows.restore(hidden, tokens.shape[1]),
-            rows.restore(rows.join(maps), tokens.shape[1]) if maps else None,
+            captions.restore(hidden, total),  # (B, T, H)
+            captions.restore(captions.stack(maps), total) if maps else None,  # (B, T, R)
             memory,
-            {
-                name: rows.restore(rows.join([m.extras[name] for m in moves]), tokens.shape[1])
-                for name in names
-            },
+            {name: captions.restore(values, total) for name, values in extras.items()},  # (B, T)
         )
+
+
+class SortedCaptions(NamedTuple):
+    """Captions sorted by length, longest first: those still running at a step are the first rows.
+
+    order: (B,) the batch's row at each sorted position.
+    lengths: (B,) number of real steps, in sorted order.
+    running: for each step, how many captions are still running.
+    """
+
+    order: Tensor
+    lengths: Tensor
+    running: list[int]
+
+    def stack(self, steps: list[Tensor]) -> Tensor:
+        """Stack one tensor (running, …) per step to (B, steps, …), with zeros after a caption's end."""
+        return torch.stack([_pad_rows(step, len(self.order)) for step in steps], dim=1)
+
+    def restore(self, stacked: Tensor, num_steps: int) -> Tensor:
+        """Bring (B, steps, …) back into the batch's order, and pad it with zeros to `num_steps`."""
+        missing = num_steps - stacked.shape[1]
+        if missing:
+            stacked = functional.pad(stacked, (0, 0) * (stacked.dim() - 2) + (0, missing))
+        return stacked[self.order.argsort()]
+
+
+def sort_by_length(tokens: Tensor) -> SortedCaptions:
+    """Sort captions (B, T) by their number of real steps."""
+    real = real_steps(tokens)  # (B, T)
+    lengths = real.sum(1)  # (B,)
+    order = lengths.argsort(descending=True, stable=True)
+    return SortedCaptions(order, lengths[order], [count for count in real.sum(0).tolist() if count])
+
+
+def _pad_rows(values: Tensor, num_rows: int) -> Tensor:
+    missing = num_rows - values.shape[0]
+    return functional.pad(values, (0, 0) * (values.dim() - 1) + (0, missing)) if missing else values
 
 
 class LSTMState(NamedTuple):
@@ -84,8 +121,32 @@ class LSTMState(NamedTuple):
     cell: Tensor
 
 
+class InitialLSTMState(nn.Module):
+    """The first state of an LSTM from an image vector m: h_0 = tanh(W_h m + b_h), c_0 = tanh(W_c m + b_c).
+
+    Args:
+        input_dim: size of the image vector, such as the mean region.
+        hidden_dim: H.
+    """
+
+    def __init__(self, *, input_dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(input_dim, hidden_dim)
+        self.cell = nn.Linear(input_dim, hidden_dim)
+
+    def forward(self, image: Tensor) -> LSTMState:
+        """Compute the state from image vectors (B, input_dim)."""
+        return LSTMState(torch.tanh(self.hidden(image)).float(), torch.tanh(self.cell(image)).float())
+
+
+def zero_state(like: Tensor, hidden_dim: int) -> LSTMState:
+    """Return a state of zeros for each row of `like`."""
+    zeros = like.new_zeros(len(like), hidden_dim, dtype=torch.float32)  # (B, H)
+    return LSTMState(zeros, zeros)
+
+
 def gru_update(from_input: Tensor, from_state: Tensor, state: Tensor) -> Tensor:
-    """Apply the gates (Cho et al. 2014, cuDNN's form) to the projections (B, 3H) and the state (B, H)."""
+    """Compute the next state (Cho et al. 2014, cuDNN's form) from projections (B, 3H) and state (B, H)."""
     reset_in, update_in, new_in = from_input.float().chunk(3, dim=-1)
     reset_state, update_state, new_state = from_state.float().chunk(3, dim=-1)
     reset = torch.sigmoid(reset_in + reset_state)
@@ -95,25 +156,19 @@ def gru_update(from_input: Tensor, from_state: Tensor, state: Tensor) -> Tensor:
 
 
 def lstm_update(gates: Tensor, cell: Tensor) -> LSTMState:
-    """Apply the LSTM's gates (B, 4H), in the order input, forget, new, output, to the cell (B, H)."""
+    """Compute the next state from gates (B, 4H), ordered input, forget, new, output, and cell (B, H)."""
     into, forget, new, out = gates.float().chunk(4, dim=-1)
     cell = torch.sigmoid(forget) * cell + torch.sigmoid(into) * torch.tanh(new)
     return LSTMState(torch.sigmoid(out) * torch.tanh(cell), cell)
 
 
-def zero_state(like: Tensor, hidden_dim: int) -> LSTMState:
-    """Begin an LSTM with zeros for each row of `like`."""
-    zeros = like.new_zeros(len(like), hidden_dim, dtype=torch.float32)
-    return LSTMState(zeros, zeros)
-
-
 def set_forget_bias(gates: nn.Linear, value: float) -> None:
-    """Set the bias of the forget gate in a layer that gives LSTM gates (4H)."""
+    """Set the bias of the forget gate in a layer that computes LSTM gates (4H)."""
     with torch.no_grad():
         gates.bias.chunk(4)[1].fill_(value)
 
 
-def orthogonal_gates(gates: nn.Linear, number: int) -> None:
-    """Make the square part of each gate orthogonal in a layer that gives `number` gates of a state."""
-    for gate in gates.weight.detach().chunk(number):
+def orthogonal_gates(gates: nn.Linear, num_gates: int) -> None:
+    """Initialise the square matrix of each gate orthogonally, in a layer from a state to its gates."""
+    for gate in gates.weight.detach().chunk(num_gates):
         nn.init.orthogonal_(gate)

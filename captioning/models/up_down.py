@@ -4,9 +4,9 @@
     a_i = w . tanh(W_v v_i + W_h h1_t),  alpha = softmax over the real regions     the query is h1 at time t
     h2_t = LSTM2([sum_i alpha_i v_i; h1_t], h2_{t-1}),   p(y_t) = softmax(W_p h2_t + b_p)
 
-States begin at zero, forget biases at one. `dropout` is 0 in the authors' net; re-implementations use 0.5.
-Departures: the attention's layers have biases, weights begin as PyTorch's do, unknown words are targets too,
-and training is by Adam, without the authors' SGD and its factor of 20 on the loss.
+States start at zero, forget biases at one. `dropout` is 0 in the authors' network; re-implementations use
+0.5. Departures: the layers of the attention have biases, weights are initialised as PyTorch does, unknown
+words are targets too, and training is by Adam, without the authors' SGD and its factor of 20 on the loss.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from captioning.models.attention import AdditiveAttention, Regions
 from captioning.models.dropout import Dropout
-from captioning.models.encoder import RawFeatures, masked_mean
+from captioning.models.encoder import Encoder, masked_mean
 from captioning.models.recurrent import (
     Advance,
     LSTMState,
@@ -45,37 +45,35 @@ class UpDown(RecurrentModel):
     """Two LSTMs over a variable number of regions; memory: regions, keys, mask; state: two (h, c).
 
     Args:
-        feature_dim: D of a region as the encoder gives it.
+        encoder: see `Encoder`; the paper has none.
         vocabulary_size: V, the four special ids included.
         embedding_dim: size of a word vector.
         hidden_dim: H of both LSTMs.
-        attention_dim: size of the attention's common space.
+        attention_dim: size of the attention's hidden layer.
         dropout: probability, on word vectors and before the head.
-        encoder: what regions pass through before; None leaves them as they are, as the paper does.
     """
 
     def __init__(
         self,
         *,
-        feature_dim: int,
+        encoder: Encoder,
         vocabulary_size: int,
         embedding_dim: int,
         hidden_dim: int,
         attention_dim: int,
         dropout: float,
-        encoder: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = RawFeatures() if encoder is None else encoder
+        self.encoder = encoder
         self.vocabulary_size, self.hidden_dim = vocabulary_size, hidden_dim
         self.attention = AdditiveAttention(
-            value_dim=feature_dim, query_dim=hidden_dim, attention_dim=attention_dim
+            value_dim=encoder.output_dim, query_dim=hidden_dim, attention_dim=attention_dim
         )
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
         self.word_gates = nn.Linear(embedding_dim, 4 * hidden_dim)
-        self.mean_gates = nn.Linear(feature_dim, 4 * hidden_dim, bias=False)
+        self.mean_gates = nn.Linear(encoder.output_dim, 4 * hidden_dim, bias=False)
         self.attention_gates = nn.Linear(2 * hidden_dim, 4 * hidden_dim, bias=False)  # of [h2; h1]
-        self.context_gates = nn.Linear(feature_dim, 4 * hidden_dim)
+        self.context_gates = nn.Linear(encoder.output_dim, 4 * hidden_dim)
         self.language_gates = nn.Linear(2 * hidden_dim, 4 * hidden_dim, bias=False)  # of [h1; h2]
         self.output = nn.Linear(hidden_dim, vocabulary_size)
         self.dropout = Dropout(dropout)
@@ -83,29 +81,30 @@ class UpDown(RecurrentModel):
             set_forget_bias(gates, 1.0)
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> UpDownMemory:
-        """Prepare keys, and the mean region's part of the first LSTM's input."""
-        values = self.encoder(features)
+        """Encode the regions, compute their keys and the mean region's part of the first LSTM's gates."""
+        values = self.encoder(features)  # (B, R, D)
         return UpDownMemory(self.attention.prepare(values, mask), self.mean_gates(masked_mean(values, mask)))
 
     def start(self, memory: UpDownMemory) -> UpDownState:
-        """Begin with zeros."""
+        """Return zeros."""
         zeros = zero_state(memory.mean_gates, self.hidden_dim)
         return UpDownState(zeros, zeros)
 
-    def read(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Embed words: their part of the first LSTM's gates (…, 4H)."""
+    def embed(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Compute the words' part of the first LSTM's gates: (…, 4H)."""
         return (self.word_gates(self.dropout(self.embedding(tokens))),)
 
-    def advance(self, read: tuple[Tensor, ...], state: UpDownState, memory: UpDownMemory) -> Advance:
-        """Move the attention LSTM, look with its new state, move the language LSTM."""
-        old, language = state
-        both = torch.cat([language.hidden, old.hidden], -1)  # (B, 2H)
-        attention = lstm_update(read[0] + memory.mean_gates + self.attention_gates(both), old.cell)
-        context, weights = self.attention(attention.hidden, memory.regions)
-        both = torch.cat([attention.hidden, language.hidden], -1)
-        language = lstm_update(self.context_gates(context) + self.language_gates(both), language.cell)
+    def advance(self, embedded: tuple[Tensor, ...], state: UpDownState, memory: UpDownMemory) -> Advance:
+        """Update the attention LSTM, attend with its new state, update the language LSTM."""
+        attention, language = state
+        hidden = torch.cat([language.hidden, attention.hidden], -1)  # (B, 2H)
+        gates = embedded[0] + memory.mean_gates + self.attention_gates(hidden)  # (B, 4H)
+        attention = lstm_update(gates, attention.cell)
+        context, weights = self.attention(attention.hidden, memory.regions)  # (B, D), (B, R)
+        hidden = torch.cat([attention.hidden, language.hidden], -1)  # (B, 2H)
+        language = lstm_update(self.context_gates(context) + self.language_gates(hidden), language.cell)
         return Advance((language.hidden,), weights, UpDownState(attention, language))
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Score the words."""
+        """Compute logits: (…, H) -> (…, V)."""
         return self.output(self.dropout(hidden))
