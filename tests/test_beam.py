@@ -120,7 +120,7 @@ def test_the_best_ten_are_the_enumerated_best_ten(small: CaptionModel, features:
     captions = every_caption()
     order = score_captions(small, features, captions).topk(10).indices
     found = beam_search(small, features, max_words=LONGEST, beam_size=400, num_best=10)
-    hypotheses = [found, *found.others]
+    hypotheses = [found, *found.alternatives]
     for image in range(len(features)):
         got = [tuple(w for w in h.tokens[image].tolist() if w != PAD) for h in hypotheses]
         assert got == [captions[i] for i in order[image].tolist()]
@@ -135,7 +135,7 @@ def test_where_nothing_ends_the_cut_captions_come_in_the_enumerated_order(
     never_ends = Forbidden(ids=[END])
     options = {"beam_size": 400, "num_best": 40, "length_score": length_score, "rules": [never_ends]}
     found = beam_search(small, features, max_words=LONGEST, **options)
-    got = torch.stack([h.log_probs.sum(1) for h in (found, *found.others)], 1)
+    got = torch.stack([h.log_probs.sum(1) for h in (found, *found.alternatives)], 1)
     torch.testing.assert_close(got, log_probs.topk(40).values, atol=1e-4, rtol=1e-4)
     for image in range(len(features)):
         assert tuple(found.tokens[image].tolist()) == captions[log_probs[image].argmax()]
@@ -150,7 +150,7 @@ def test_a_finished_hypothesis_never_changes(model: CaptionModel) -> None:
         for found in (earlier, later):
             kept = [
                 (tuple(h.tokens[image].tolist()), h.log_probs[image].sum().item())
-                for h in (found, *found.others)
+                for h in (found, *found.alternatives)
             ]
             lists.append({tuple(w for w in words if w != PAD): s for words, s in kept if END in words})
         worst = min(lists[1].values(), default=-torch.inf)
@@ -162,7 +162,7 @@ def test_a_finished_hypothesis_never_changes(model: CaptionModel) -> None:
 def test_where_there_are_fewer_hypotheses_the_rest_is_empty() -> None:
     model, features = Fixed([0, 0, 0.4, 0.6]), torch.randn(1, REGIONS, 1)
     found = beam_search(model, features, max_words=1, beam_size=5, num_best=5)
-    listed = [(h.tokens[0].tolist(), h.log_probs[0].sum().exp().item()) for h in (found, *found.others)]
+    listed = [(h.tokens[0].tolist(), h.log_probs[0].sum().exp().item()) for h in (found, *found.alternatives)]
     assert listed[:2] == [([END], pytest.approx(0.4)), ([3], pytest.approx(0.6))]  # the second is cut
     assert listed[2:] == [([PAD], 0.0)] * 3
     rules = [MinimumLength(words=5), NoRepeatedNgram(size=1)]
@@ -170,7 +170,7 @@ def test_where_there_are_fewer_hypotheses_the_rest_is_empty() -> None:
     assert not nothing.tokens.any() and nothing.log_probs.sum().item() == -torch.inf
 
 
-def test_six_required_words_are_all_said(model: CaptionModel) -> None:
+def test_six_required_words_all_occur(model: CaptionModel) -> None:
     required = [4, 5, 6, 7, 8, 9]
     found = beam_search(model, torch.randn(3, REGIONS, DIM), max_words=9, beam_size=4, required=required)
     for row in found.tokens.tolist():
@@ -199,7 +199,7 @@ def test_a_wider_beam_scores_no_worse_than_greedy_where_greedy_ends(model: Capti
 def test_log_probabilities_equal_teacher_forced_scoring(model: CaptionModel) -> None:
     features = torch.randn(6, REGIONS, DIM)
     found = beam_search(model, features, max_words=7, beam_size=4, length_score=average, num_best=3)
-    for hypothesis in (found, *found.others):
+    for hypothesis in (found, *found.alternatives):
         inputs = torch.cat([torch.full((6, 1), START), hypothesis.tokens], 1)[:, :-1]
         output = model(features, inputs)
         logits = model.head(output.hidden)
@@ -229,11 +229,11 @@ def test_batch_order_and_size_change_nothing(model: CaptionModel, options: dict)
     features = torch.randn(6, REGIONS, DIM)
     search = partial(beam_search, model, **{"max_words": 7, "beam_size": 3, **options})
     together, turned = search(features), search(features.flip(0))
-    for one, other in zip((together, *together.others), (turned, *turned.others), strict=True):
+    for one, other in zip((together, *together.alternatives), (turned, *turned.alternatives), strict=True):
         assert torch.equal(one.tokens.flip(0), other.tokens)
     for row in range(6):
         alone = search(features[row : row + 1])
-        for one, other in zip((together, *together.others), (alone, *alone.others), strict=True):
+        for one, other in zip((together, *together.alternatives), (alone, *alone.alternatives), strict=True):
             words = other.tokens[0]
             assert torch.equal(one.tokens[row, : len(words)], words)
             assert not one.tokens[row, len(words) :].any()
@@ -247,9 +247,9 @@ def test_a_batch_too_large_to_search_at_once_is_searched_in_parts(
     mask = None if counts is None else torch.arange(REGIONS) < torch.tensor(counts)[:, None]
     options = {"max_words": 6, "beam_size": 3, "num_best": 2, "required": [5]}
     whole = beam_search(model, features, mask, **options)
-    monkeypatch.setattr("captioning.decoding.beam.MOST_ROWS", 13)  # two images of six places
+    monkeypatch.setattr("captioning.decoding.beam.MAX_ROWS", 13)  # two images of six places
     parts = beam_search(model, features, mask, **options)
-    for one, other in zip((whole, *whole.others), (parts, *parts.others), strict=True):
+    for one, other in zip((whole, *whole.alternatives), (parts, *parts.alternatives), strict=True):
         assert torch.equal(one.tokens, other.tokens)
         torch.testing.assert_close(one.log_probs, other.log_probs, atol=1e-5, rtol=1e-5)
         if one.attention is not None:
@@ -262,10 +262,10 @@ def test_every_group_of_a_diverse_search_finishes_its_captions() -> None:
     found = beam_search(
         model, torch.randn(1, REGIONS, 1), max_words=4, beam_size=2, groups=2, diversity=5.0, num_best=2
     )
-    assert [h.tokens[0].tolist() for h in (found, *found.others)] == [[END], [3, END]]
+    assert [h.tokens[0].tolist() for h in (found, *found.alternatives)] == [[END], [3, END]]
 
 
-def test_masked_regions_are_never_looked_at(model: CaptionModel) -> None:
+def test_masked_regions_change_nothing(model: CaptionModel) -> None:
     features, mask = torch.randn(3, REGIONS, DIM), torch.arange(REGIONS) < torch.tensor([[5], [2], [3]])
     noisy = features + 50 * ~mask[..., None]
     one, other = (beam_search(model, f, mask, max_words=6, beam_size=3) for f in (features, noisy))
@@ -314,7 +314,9 @@ def test_the_caption_that_meets_most_requirements_comes_first_when_none_meets_al
         ({"length_score": partial(gnmt, alpha=math.nan)}, "alpha is nan; needed is a number"),
     ],
 )
-def test_what_no_caption_can_meet_is_refused(model: CaptionModel, options: dict, message: str) -> None:
+def test_constraints_that_no_caption_can_meet_are_refused(
+    model: CaptionModel, options: dict, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         beam_search(model, torch.randn(1, REGIONS, DIM), **{"max_words": 5, "beam_size": 3, **options})
 
@@ -327,7 +329,7 @@ def test_a_minimum_or_a_prefix_that_just_fits_is_met(model: CaptionModel) -> Non
     assert {4, 5, 6, 7} <= set(begun.tokens[0].tolist())
 
 
-def test_scores_by_length_are_those_of_the_papers() -> None:
+def test_length_scores_are_those_of_the_papers() -> None:
     log_prob, words = torch.tensor(-6.0), torch.tensor(7)
     assert total(log_prob, words).item() == -6.0
     assert average(log_prob, words).item() == pytest.approx(-6 / 7)
@@ -340,11 +342,13 @@ def test_diverse_groups_choose_other_words() -> None:
         beam_search(model, torch.randn(1, REGIONS, 1), max_words=3, beam_size=4, num_best=4, groups=groups, diversity=strength, rules=[MinimumLength(words=2)])
         for groups, strength in ((1, 0.0), (4, 5.0))
     )  # fmt: skip
-    first_words = [{h.tokens[0, 0].item() for h in (found, *found.others)} for found in (plain, diverse)]
+    first_words = [
+        {h.tokens[0, 0].item() for h in (found, *found.alternatives)} for found in (plain, diverse)
+    ]
     assert len(first_words[1]) == 4 > len(first_words[0])
 
 
-def test_a_second_group_pays_for_every_beam_of_the_first_that_said_its_word() -> None:
+def test_a_second_group_pays_for_every_beam_of_the_first_that_chose_its_word() -> None:
     """By hand: one word a caption; groups of two beams; a penalty of 0.5 nats a beam."""
     model = Fixed([0, 0, 0, 0.02, 0.4, 0.3, 0.2, 0.08])
     found = beam_search(
@@ -352,7 +356,7 @@ def test_a_second_group_pays_for_every_beam_of_the_first_that_said_its_word() ->
     )
     # The first group takes 4 and 5; to the second they are worth 0.4 / e^0.5 = 0.24, 0.3 / e^0.5 = 0.18, so that it
     # takes 4 and 6 (0.2). Of 4, which both have, one is returned; the best of each group comes first.
-    listed = [(h.tokens[0, 0].item(), h.log_probs[0, 0].exp().item()) for h in (found, *found.others)]
+    listed = [(h.tokens[0, 0].item(), h.log_probs[0, 0].exp().item()) for h in (found, *found.alternatives)]
     assert listed == [(4, pytest.approx(0.4)), (5, pytest.approx(0.3)), (6, pytest.approx(0.2)), (PAD, 0.0)]
 
 
@@ -361,7 +365,10 @@ def test_the_best_of_each_group_come_before_the_second_best_of_any() -> None:
     found = beam_search(
         model, torch.randn(1, REGIONS, 1), max_words=1, beam_size=4, num_best=2, groups=2, diversity=3.0
     )
-    assert [h.tokens[0, 0].item() for h in (found, *found.others)] == [4, 6]  # 5 is the first group's second
+    assert [h.tokens[0, 0].item() for h in (found, *found.alternatives)] == [
+        4,
+        6,
+    ]  # 5 is the first group's second
 
 
 def test_one_group_without_penalty_is_plain_beam_search(model: CaptionModel) -> None:
@@ -393,3 +400,5 @@ def test_contradictory_options_are_refused() -> None:
         beam_search(model, features, max_words=3, beam_size=2, required=[4, 4])
     with pytest.raises(InputError, match="at least 1 word"):
         NoRepeatedNgram(size=0)
+    with pytest.raises(InputError, match="word ids start at 0, found"):
+        Forbidden(ids=[4, -1])

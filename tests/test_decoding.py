@@ -6,17 +6,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioning.decoding import Ensemble, beam_search, consensus, greedy, sample
-from captioning.decoding.consensus import agreement
+from captioning.decoding import (
+    Decoded,
+    Ensemble,
+    alternatives,
+    beam_search,
+    greedy,
+    rerank_by_consensus,
+    sample,
+    words_to_ids,
+)
+from captioning.decoding.consensus import sample_agreement
 from captioning.decoding.sampling import keep_top
 from captioning.errors import InputError
 from captioning.models import CaptionModel, Step
-from captioning.vocabulary import END, PAD, START
+from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, UNKNOWN, Vocabulary
 from tests.conftest import DIM, FAMILIES, REGIONS, VOCABULARY, batch_of, build
 
 
 class Fixed(CaptionModel):
-    """Gives the same scores at every step, whatever it is shown; attends to the region of the step's number."""
+    """Gives the same scores at every step, whatever its input; step t attends to region t."""
 
     def __init__(self, probabilities: list[float]) -> None:
         super().__init__()
@@ -39,7 +48,7 @@ class Fixed(CaptionModel):
         return self.logits.expand(*hidden.shape[:-1], -1)
 
 
-KNOWN = [0.5, 0.2, 0.05, 0.05, 0.1, 0.06, 0.04]  # PAD and START would be likely, were they allowed
+KNOWN = [0.5, 0.2, 0.05, 0.05, 0.1, 0.06, 0.04]  # PAD and START would be the most likely
 ALLOWED = torch.tensor([0.0, 0.0, *KNOWN[2:]]) / sum(KNOWN[2:])
 IMAGES = torch.randn(20000, REGIONS, 1)
 
@@ -70,8 +79,8 @@ def test_sampling_frequencies_match_the_distribution(options: dict, expected: Te
     assert chi_square < 25  # 6 degrees of freedom: one in 3,000
 
 
-def test_the_seed_drew_noise_where_this_draws_the_distribution() -> None:
-    """Flaw S3: softmax(exp(logits)) is nearly uniform over the vocabulary when no word is sure."""
+def test_the_post_drew_noise_where_this_draws_from_the_distribution() -> None:
+    """Flaw S3: softmax(exp(logits)) is nearly uniform over the vocabulary when no word is likely."""
     logits = torch.cat(
         [torch.tensor([1.0]), torch.randn(4999, generator=torch.Generator().manual_seed(0)) - 4]
     )
@@ -156,10 +165,10 @@ def test_several_samples_an_image_are_independent_draws_for_that_image(model: Ca
     features = torch.randn(3, REGIONS, DIM)
     drawn = sample(model, features, max_words=5, num_samples=4)
     assert (
-        len(drawn.others) == 3
-        and len({tuple(map(tuple, d.tokens.tolist())) for d in (drawn, *drawn.others)}) > 1
+        len(drawn.alternatives) == 3
+        and len({tuple(map(tuple, d.tokens.tolist())) for d in (drawn, *drawn.alternatives)}) > 1
     )
-    for one in (drawn, *drawn.others):
+    for one in (drawn, *drawn.alternatives):
         inputs = torch.cat([torch.full((3, 1), START), one.tokens], 1)[:, :-1]
         scores = model.head(model(features, inputs).hidden)
         scores[..., [PAD, START]] = -torch.inf
@@ -178,7 +187,7 @@ def test_options_that_leave_no_word_are_refused(wrong: dict[str, float]) -> None
     with pytest.raises(InputError, match=f"decoding.{next(iter(wrong))} is"):
         sample(Fixed([0, 0, 0.5, 0.5]), torch.randn(1, REGIONS, 1), **{"max_words": 3, **wrong})
     with pytest.raises(InputError, match="2 samples an image or more"):
-        consensus(Fixed([0, 0, 0.5, 0.5]), torch.randn(1, REGIONS, 1), max_words=3, num_samples=1)
+        rerank_by_consensus(Fixed([0, 0, 0.5, 0.5]), torch.randn(1, REGIONS, 1), max_words=3, num_samples=1)
 
 
 def test_a_temperature_of_zero_is_refused() -> None:
@@ -195,8 +204,8 @@ def test_an_ensemble_of_all_families_averages_probabilities() -> None:
     mean = ensemble.head(ensemble.step(words, ensemble.start(memory), memory).hidden).exp()
     each = []
     for model in models:
-        own = model.encode(features)
-        each.append(model.head(model.step(words, model.start(own), own).hidden).softmax(-1))
+        memory = model.encode(features)
+        each.append(model.head(model.step(words, model.start(memory), memory).hidden).softmax(-1))
     torch.testing.assert_close(mean, torch.stack(each).mean(0))
     assert beam_search(ensemble, features, max_words=6, beam_size=3).tokens.shape[0] == 4
 
@@ -215,22 +224,22 @@ def test_an_ensemble_needs_one_vocabulary() -> None:
 
 def test_the_caption_that_others_agree_with_wins() -> None:
     same, alike, odd = [4, 5, 6, 7, END], [4, 5, 6, 8, END], [10, 9, 10, 9, END]
-    scores = agreement(torch.tensor([[odd], [same], [alike], [same]]))[:, 0]
+    scores = sample_agreement(torch.tensor([[odd], [same], [alike], [same]]))[:, 0]
     assert scores.argmax() in (1, 3) and scores.argmin() == 0
 
 
 def test_consensus_returns_one_of_the_samples_for_each_image(model: CaptionModel) -> None:
     features = torch.randn(3, REGIONS, DIM)
-    found = consensus(model, features, max_words=5, num_samples=4, seed=0)
+    found = rerank_by_consensus(model, features, max_words=5, num_samples=4, seed=0)
     drawn = sample(model, features, max_words=5, num_samples=4, seed=0)
-    pool = [{tuple(d.tokens[b].tolist()) for d in (drawn, *drawn.others)} for b in range(3)]
-    assert all(tuple(found.tokens[b].tolist()) in pool[b] for b in range(3)) and len(found.others) == 3
+    pool = [{tuple(d.tokens[b].tolist()) for d in (drawn, *drawn.alternatives)} for b in range(3)]
+    assert all(tuple(found.tokens[b].tolist()) in pool[b] for b in range(3)) and len(found.alternatives) == 3
 
 
 def test_consensus_ranks_the_samples_by_their_agreement(model: CaptionModel) -> None:
     features = torch.randn(3, REGIONS, DIM)
-    found = consensus(model, features, max_words=5, num_samples=6, seed=0)
-    scores = agreement(torch.stack([d.tokens for d in (found, *found.others)]))
+    found = rerank_by_consensus(model, features, max_words=5, num_samples=6, seed=0)
+    scores = sample_agreement(torch.stack([d.tokens for d in (found, *found.alternatives)]))
     assert (scores[:-1] >= scores[1:] - 1e-9).all() and (scores[0] > scores[-1] + 0.1).any()
 
 
@@ -238,3 +247,58 @@ def test_consensus_ranks_the_samples_by_their_agreement(model: CaptionModel) -> 
 def test_a_temperature_is_a_number_above_0(model: CaptionModel, temperature: object) -> None:
     with pytest.raises(InputError, match="decoding.temperature is .*; it must be a number above 0"):
         sample(model, torch.randn(1, REGIONS, DIM), max_words=3, temperature=temperature)
+
+
+WORDS = Vocabulary([*SPECIAL_WORDS, "a", "dog", "runs"])
+
+
+def test_words_become_ids_at_any_depth_and_ids_stay() -> None:
+    options = {
+        "max_words": 20,
+        "required": ["Dog"],
+        "prefix": "a dog",
+        "rules": [{"ids": ["<unk>", "runs", 2]}, {"words": 8}],
+        "length_score": {"alpha": 0.7},
+    }
+    converted = words_to_ids(options, WORDS)
+    assert (converted["required"], converted["prefix"]) == ([5], [4, 5])
+    assert converted["rules"] == [{"ids": [UNKNOWN, 6, 2]}, {"words": 8}]
+    assert converted["max_words"] == 20 and converted["length_score"] == {"alpha": 0.7}
+    assert options["prefix"] == "a dog"  # the given options are not changed
+    assert words_to_ids({"required": None}, WORDS) == {"required": []}
+
+
+def test_unknown_words_and_what_is_no_list_of_words_are_refused() -> None:
+    with pytest.raises(InputError, match="the model's 7 words do not include 'giraffe'"):
+        words_to_ids({"required": ["giraffe"]}, WORDS)
+    with pytest.raises(InputError, match=r"decoding.prefix is 7; needed is a list of words"):
+        words_to_ids({"prefix": 7}, WORDS)
+    with pytest.raises(InputError, match=r"decoding.ids is \[\['a'\]\]; needed is a list of words"):
+        words_to_ids({"rules": [{"ids": [["a"]]}]}, WORDS)
+
+
+def test_alternatives_are_texts_with_log_probabilities_and_leave_out_empty_places() -> None:
+    first, second, empty = (
+        Decoded(torch.tensor([words]), torch.tensor([log_probs]), None)
+        for words, log_probs in (
+            ([4, END], [-1.0, 0.0]),
+            ([5, END], [-1.5, -0.5]),
+            ([PAD, PAD], [-math.inf, 0]),
+        )
+    )
+    decoded = first._replace(alternatives=(second, empty))
+    assert alternatives(decoded, WORDS, 0) == (("dog", -2.0),)
+    assert alternatives(first, WORDS, 0) == ()
+
+
+def test_an_ensemble_keeps_nothing_between_steps() -> None:
+    """Hidden vectors of two ensembles may be scored in any order."""
+    models = [build("gru_attention"), build("transformer")]
+    features, words = torch.randn(2, REGIONS, DIM), torch.full((2,), START)
+    ensemble = Ensemble(models).eval()
+    memory = ensemble.encode(features)
+    first = ensemble.step(words, ensemble.start(memory), memory)
+    expected = ensemble.head(first.hidden)
+    ensemble.step(words + 3, first.state, memory)
+    assert torch.equal(ensemble.head(first.hidden), expected)
+    assert expected.exp().sum(-1).tolist() == pytest.approx([1, 1], abs=1e-5)

@@ -1,4 +1,4 @@
-"""Laws of the metrics: equal to the COCO caption toolkit on golden files, and right where it says nothing."""
+"""Laws of the metrics: equal to the COCO caption toolkit on golden files, and by hand elsewhere."""
 
 import functools
 import json
@@ -13,15 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captioning.metrics import CiderD, DocumentFrequencies, MetricUnavailable, score_all, tokenize, toolkit
-from captioning.metrics.bleu import bleu, count_bleu
-from captioning.metrics.cider import cider_d
+from captioning.metrics import (
+    CiderD,
+    DocumentFrequencies,
+    MetricUnavailable,
+    ptb_tokenize,
+    score_agreement,
+    score_all,
+    toolkit,
+)
+from captioning.metrics.bleu import count_bleu, score_bleu
+from captioning.metrics.cider import score_cider_d
 from captioning.metrics.diversity import by_length, measure
-from captioning.metrics.meteor import _program, meteor, meteor_of_statistics
+from captioning.metrics.meteor import _program, meteor_of_statistics, score_meteor
 from captioning.metrics.ngrams import count_ngrams
-from captioning.metrics.rouge import common_subsequence_lengths, rouge_l
-from captioning.metrics.spice import _run, spice
-from captioning.metrics.statistics import bleu_rows, bootstrap, mean_rows, randomization_test
+from captioning.metrics.rouge import common_subsequence_lengths, score_rouge_l
+from captioning.metrics.spice import _run, score_spice
+from captioning.metrics.statistics import bleu_statistics, bootstrap, mean_statistics, randomization_test
 
 GOLDEN = Path(__file__).parent / "golden"
 PTB = json.loads((GOLDEN / "ptb.json").read_text(encoding="utf-8"))
@@ -51,12 +59,14 @@ def random_sentences(seed: int, count: int) -> list[list[str]]:
 
 @pytest.mark.parametrize("kind", ["hostile", "random", "coco"])
 def test_tokens_are_those_of_the_toolkit(kind: str) -> None:
-    different = [(text, tokenize(text), tokens) for text, tokens in PTB[kind] if tokenize(text) != tokens]
+    different = [
+        (text, ptb_tokenize(text), tokens) for text, tokens in PTB[kind] if ptb_tokenize(text) != tokens
+    ]
     assert not different
 
 
 @needs_java
-def test_golden_tokens_are_what_the_jar_says_now() -> None:
+def test_golden_tokens_are_those_of_the_jar() -> None:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     rows = [row for kind in ("hostile", "random", "coco") for row in PTB[kind]]
@@ -65,9 +75,9 @@ def test_golden_tokens_are_what_the_jar_says_now() -> None:
     assert [found[i][1] for i in captions] == [" ".join(tokens) for _, tokens in rows]
 
 
-def test_hostile_lengths_take_no_time_worth_naming() -> None:
+def test_no_text_takes_exponential_time() -> None:
     for text in ("a" * 9000, "<a" + " " * 9000, "ก็" * 3000 + "'", "a.b-" * 2000, "n't" * 3000, "(:" * 3000):
-        assert tokenize(text)
+        assert ptb_tokenize(text)
 
 
 @pytest.mark.parametrize("name", ["left_out", "shuffled", "edge"])
@@ -86,7 +96,7 @@ def test_meteor_is_that_of_the_toolkit() -> None:
 
 
 @needs_java
-def test_meteors_statistics_tell_its_scores_so_that_it_can_be_resampled() -> None:
+def test_meteors_statistics_give_its_scores_so_that_it_can_be_resampled() -> None:
     candidates, references, _ = system("left_out")
     some = dict(list(candidates.items())[:40])
     first = next(iter(some))
@@ -110,15 +120,13 @@ def test_meteor_by_hand() -> None:
     assert meteor_of_statistics(np.zeros(23)) == 0
 
 
-def test_a_java_that_does_not_start_is_said_in_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_java_that_does_not_start_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "java").write_bytes(b"\x00no program")
     (tmp_path / "java").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(sys.modules[meteor.__module__], "find_jar", lambda *_: tmp_path / "meteor.jar")
+    monkeypatch.setattr(sys.modules[score_meteor.__module__], "find_jar", lambda *_: tmp_path / "meteor.jar")
     with pytest.raises(MetricUnavailable, match="METEOR needs Java, but the command `java` does not start"):
-        meteor([["a"]], [[["a"]]])
+        score_meteor([["a"]], [[["a"]]])
 
 
 def test_order_of_images_is_irrelevant() -> None:
@@ -132,22 +140,22 @@ def test_order_of_images_is_irrelevant() -> None:
 def test_identical_sentences_score_one_and_ten() -> None:
     sentences = words("a man rides a horse", "two dogs play in snow", "the red bus waits here")
     references = [[sentence] for sentence in sentences]
-    for score in (*bleu(sentences, references), rouge_l(sentences, references)):
+    for score in (*score_bleu(sentences, references), score_rouge_l(sentences, references)):
         assert score.corpus == pytest.approx(1) and score.per_image == pytest.approx([1, 1, 1])
-    assert cider_d(sentences, references).per_image == pytest.approx([10, 10, 10])
+    assert score_cider_d(sentences, references).per_image == pytest.approx([10, 10, 10])
 
 
-def test_an_empty_candidate_scores_zero_and_spoils_no_other() -> None:
+def test_an_empty_candidate_scores_zero_and_changes_no_other() -> None:
     captions, references = {1: "", 2: "a dog runs fast"}, {1: ["a man"], 2: ["a dog runs fast"]}
     for score in score_all(["bleu", "rouge_l"], captions, references).values():
         assert score.per_image == pytest.approx([0, 1], abs=1e-6)
 
 
 def test_bleu_by_hand() -> None:
-    (one, two, *_) = bleu(words("the the the cat"), [words("the cat sat down", "the the dog")])
+    (one, two, *_) = score_bleu(words("the the the cat"), [words("the cat sat down", "the the dog")])
     assert one.corpus == pytest.approx(3 / 4)  # "the" twice at most, "cat" once
     assert two.corpus == pytest.approx(math.sqrt(3 / 4 * 2 / 3))
-    assert bleu(words("a b"), [words("a b c d")])[0].corpus == pytest.approx(math.exp(1 - 4 / 2))
+    assert score_bleu(words("a b"), [words("a b c d")])[0].corpus == pytest.approx(math.exp(1 - 4 / 2))
 
 
 def test_longest_common_subsequence_agrees_with_the_textbook() -> None:
@@ -172,9 +180,11 @@ def test_ngram_counts_agree_with_a_counter() -> None:
 
 def test_the_reward_equals_the_metric_for_any_tokens_and_any_batch() -> None:
     candidates, references, _ = system("left_out")
-    tokens = {image: tokenize(caption) for image, caption in candidates.items()}
-    expected = {image: [tokenize(caption) for caption in captions] for image, captions in references.items()}
-    metric = cider_d(list(tokens.values()), list(expected.values()))
+    tokens = {image: ptb_tokenize(caption) for image, caption in candidates.items()}
+    expected = {
+        image: [ptb_tokenize(caption) for caption in captions] for image, captions in references.items()
+    }
+    metric = score_cider_d(list(tokens.values()), list(expected.values()))
     number: dict[str, int] = {}
     code = lambda sentence: [number.setdefault(word, len(number)) for word in sentence]  # noqa: E731
     coded = {image: [code(caption) for caption in captions] for image, captions in expected.items()}
@@ -195,8 +205,10 @@ def test_the_end_token_makes_an_unfinished_caption_worse() -> None:
 def test_one_image_scores_by_declared_frequencies_and_not_by_its_own() -> None:
     documents = [words("a dog runs"), words("a cat sleeps"), words("the sea")]
     declared = DocumentFrequencies.of(documents, source="three documents")
-    assert cider_d(words("a dog runs"), documents[:1]).corpus == 0
-    assert cider_d(words("a dog runs"), documents[:1], declared).corpus == pytest.approx(7.5)  # no 4-grams
+    assert score_cider_d(words("a dog runs"), documents[:1]).corpus == 0
+    assert score_cider_d(words("a dog runs"), documents[:1], declared).corpus == pytest.approx(
+        7.5
+    )  # no 4-grams
 
 
 def test_document_frequencies_survive_a_file(tmp_path: Path) -> None:
@@ -244,7 +256,7 @@ def test_captions_that_cannot_be_scored_are_refused(candidates: dict, references
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown metrics \['blue'\]; choose among bleu, rouge_l"):
         score_all(["blue"], {1: "a"}, {1: ["a"]})
-    for metric in (bleu, rouge_l, cider_d, meteor, spice):
+    for metric in (score_bleu, score_rouge_l, score_cider_d, score_meteor, score_spice):
         with pytest.raises(ValueError, match="1 candidates but references for 2 images"):
             metric(words("a"), [words("a"), words("b")])
         with pytest.raises(ValueError, match="no candidates to score"):
@@ -257,7 +269,7 @@ def test_what_does_not_fit_is_refused() -> None:
         CiderD({7: words("a")}, DocumentFrequencies.of([words("a")], source="x")).scores([(8, ["a"])])
 
 
-def test_missing_java_or_package_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_java_or_package_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(MetricUnavailable, match="METEOR needs Java, .* install a Java runtime"):
         toolkit.find_java("METEOR")
@@ -267,7 +279,7 @@ def test_missing_java_or_package_is_said_in_a_sentence(monkeypatch: pytest.Monke
 
 
 @needs_java
-def test_java_programs_are_closed_and_their_last_words_reported(tmp_path: Path) -> None:
+def test_java_programs_are_killed_and_the_end_of_their_output_is_reported(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), _program() as program:
         raise KeyboardInterrupt
     assert program.process.returncode is not None
@@ -275,47 +287,68 @@ def test_java_programs_are_closed_and_their_last_words_reported(tmp_path: Path) 
         program.process.kill()
         program.ask("SCORE ||| a ||| a")
     assert program.process.returncode is not None
-    with pytest.raises(RuntimeError, match="SPICE failed with exit status 1; its last words: .*nothing.jar"):
+    with pytest.raises(
+        RuntimeError, match="SPICE failed with exit status 1; its output ended: .*nothing.jar"
+    ):
         _run("java", tmp_path / "nothing.jar", [])
     with pytest.raises(MetricUnavailable, match="METEOR needs nothing.jar in"):
         toolkit.find_jar("METEOR", "nothing.jar")
     lib = toolkit.find_jar("SPICE", "spice", "spice-1.0.jar").parent / "lib"
-    if not (lib / "stanford-corenlp-3.6.0-models.jar").is_file():  # downloaded by nobody's test
+    if not (lib / "stanford-corenlp-3.6.0-models.jar").is_file():  # no test downloads them
         with pytest.raises(MetricUnavailable, match="SPICE needs .* get_stanford_models"):
-            spice(words("a"), [words("a")])
+            score_spice(words("a"), [words("a")])
 
 
-def test_bootstrap_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
+def test_bootstrap_intervals_cover_the_truth_about_as_often_as_their_level() -> None:
     generator = np.random.default_rng(0)
     covered = 0
     for _ in range(200):
-        interval = bootstrap(mean_rows(generator.random(60).tolist()), generator, resamples=200, level=0.9)
+        interval = bootstrap(
+            mean_statistics(generator.random(60).tolist()), generator, resamples=200, level=0.9
+        )
         covered += interval.low < 0.5 < interval.high
     assert 0.82 < covered / 200 < 0.96
 
 
-def test_rows_sum_to_the_corpus_score() -> None:
+def test_sufficient_statistics_sum_to_the_corpus_score() -> None:
     candidates, references = random_sentences(3, 40), [random_sentences(s, 3) for s in range(10, 50)]
-    scores, counts = bleu(candidates, references), count_bleu(candidates, references)
+    scores, counts = score_bleu(candidates, references), count_bleu(candidates, references)
     for order, score in enumerate(scores, start=1):
-        rows = bleu_rows(counts, order)
-        assert rows.corpus(rows.values.sum(0)) == pytest.approx(score.corpus)
-        interval = bootstrap(rows, np.random.default_rng(0))
-        assert interval == bootstrap(rows, np.random.default_rng(0)) and interval.low <= interval.high
+        statistics = bleu_statistics(counts, order)
+        assert statistics.corpus(statistics.per_image.sum(0)) == pytest.approx(score.corpus)
+        interval = bootstrap(statistics, np.random.default_rng(0))
+        assert interval == bootstrap(statistics, np.random.default_rng(0)) and interval.low <= interval.high
 
 
 def test_a_system_does_not_differ_from_itself_but_does_from_a_better_one() -> None:
     generator = np.random.default_rng(0)
-    first, better = mean_rows(values := generator.random(300)), mean_rows(values + 0.1)
+    first, better = mean_statistics(values := generator.random(300)), mean_statistics(values + 0.1)
     assert randomization_test(first, first, generator) == (0, 1)
     assert randomization_test(better, first, generator) == pytest.approx((0.1, 1 / 1001))
-    alike = [[mean_rows(generator.random(50)) for _ in range(2)] for _ in range(200)]
+    alike = [[mean_statistics(generator.random(50)) for _ in range(2)] for _ in range(200)]
     chances = np.array([randomization_test(*pair, generator, resamples=200).p_value for pair in alike])
     assert 0.01 < (chances < 0.05).mean() < 0.1  # a true null is rejected as often as it should be
     with pytest.raises(ValueError, match="needs at least 2 images"):
-        bootstrap(mean_rows([1.0]), generator)
+        bootstrap(mean_statistics([1.0]), generator)
     with pytest.raises(ValueError, match="paired systems need the same images, not 2 and 3"):
-        randomization_test(mean_rows([1.0, 2.0]), mean_rows([1.0, 2.0, 3.0]), generator)
+        randomization_test(mean_statistics([1.0, 2.0]), mean_statistics([1.0, 2.0, 3.0]), generator)
+
+
+def test_the_caption_that_the_others_agree_with_most_scores_highest() -> None:
+    group = words("a dog runs on grass", "a dog runs on snow", "purple ideas sleep", "a dog runs on grass")
+    scores, alone = score_agreement([group, words("a cat sleeps here")])
+    assert scores.argmax() in (0, 3) and scores.argmin() == 2
+    assert alone == pytest.approx([10.0])  # nothing to compare with but itself
+    np.testing.assert_array_equal(scores, score_agreement([group])[0])
+
+
+def test_agreement_is_cider_d_against_the_rest_of_the_group() -> None:
+    group = words("a dog runs", "a dog sits", "the cat")
+    equal = DocumentFrequencies.of([[[]], [[]]], source="none")
+    expected = [
+        score_cider_d([own], [group[:i] + group[i + 1 :]], equal).corpus for i, own in enumerate(group)
+    ]
+    assert score_agreement([group])[0] == pytest.approx(expected)
 
 
 def test_diversity_by_hand() -> None:
@@ -328,7 +361,7 @@ def test_diversity_by_hand() -> None:
         measure([])
 
 
-def test_length_buckets_hold_every_caption_once() -> None:
+def test_length_buckets_contain_every_caption_once() -> None:
     captions = [["a"] * length for length in (1, 7, 8, 9, 20)]
     buckets = by_length(captions, [1.0, 3.0, 5.0, 7.0, 9.0])
     assert buckets == [(0, 7, 2, 2.0), (8, 9, 2, 6.0), (15, None, 1, 9.0)]

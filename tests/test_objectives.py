@@ -1,8 +1,9 @@
-"""Losses by hand."""
+"""Losses computed by hand, and gradients against enumeration."""
 
 import itertools
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,16 +12,17 @@ from torch import Tensor
 from captioning.data import Batch
 from captioning.decoding import Decoded, greedy
 from captioning.errors import InputError
-from captioning.models import CaptionModel, HardAttention, Output, ShowAttendTell
+from captioning.models import CaptionModel, Expectation, HardAttention, Output, RawFeatures, ShowAttendTell
 from captioning.models.attention import Regions
-from captioning.models.hard_attention import expectation
 from captioning.models.recurrent import lstm_update
 from captioning.objectives import (
     CrossEntropy,
     DoublyStochastic,
-    HardAttentionObjective,
+    Reinforce,
     ScheduledSampling,
     SelfCritical,
+    ShiftedTargets,
+    Terms,
 )
 from captioning.vocabulary import END, PAD, START
 from tests.conftest import REGIONS, VOCABULARY, batch_of, build
@@ -29,41 +31,44 @@ from tests.test_decoding import Fixed
 PROBABILITIES = [0.1, 0.1, 0.2, 0.1, 0.5]
 
 
-def loss_of(objective: CrossEntropy, captions: list[list[int]]) -> dict[str, Tensor]:
+CAPTIONS, IMAGES = SimpleNamespace(train_on="captions"), SimpleNamespace(train_on="images")
+
+
+def terms_of(objective: CrossEntropy, captions: list[list[int]]) -> Terms:
     return objective(Fixed(PROBABILITIES), batch_of(captions))
 
 
 def test_cross_entropy_is_the_mean_over_real_words() -> None:
-    terms = loss_of(CrossEntropy(), [[4, 4], []])
+    terms = terms_of(CrossEntropy(), [[4, 4], []])
     expected = -(2 * math.log(0.5) + 2 * math.log(0.2)) / 4  # two words and END; END alone
-    assert terms["loss"].item() == pytest.approx(expected) and terms["tokens"] == 4
+    assert terms.loss.item() == pytest.approx(expected) and terms.num_words == 4
 
 
 def test_per_caption_divides_by_captions() -> None:
-    terms = loss_of(CrossEntropy(normalisation="per_caption"), [[4, 4], []])
-    assert terms["loss"].item() == pytest.approx(-(2 * math.log(0.5) + 2 * math.log(0.2)) / 2)
-    assert terms["nll"].item() == pytest.approx(-(2 * math.log(0.5) + 2 * math.log(0.2)) / 4)
+    terms = terms_of(CrossEntropy(normalisation="per_caption"), [[4, 4], []])
+    assert terms.loss.item() == pytest.approx(-(2 * math.log(0.5) + 2 * math.log(0.2)) / 2)
+    assert terms.logged["nll"].item() == pytest.approx(-(2 * math.log(0.5) + 2 * math.log(0.2)) / 4)
 
 
 def test_label_smoothing_is_torchs() -> None:
-    terms = loss_of(CrossEntropy(label_smoothing=0.2), [[4]])
+    terms = terms_of(CrossEntropy(label_smoothing=0.2), [[4]])
     logits = torch.tensor(PROBABILITIES).log().expand(2, -1)
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([4, END]), label_smoothing=0.2)
-    assert terms["loss"].item() == pytest.approx(expected.item())
+    assert terms.loss.item() == pytest.approx(expected.item())
 
 
 def test_the_end_of_the_longest_caption_is_a_target_and_start_never_is() -> None:
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
 
     class Spy(Fixed):
         def head(self, hidden: Tensor) -> Tensor:
-            seen.append(hidden)
+            inputs.append(hidden)
             return super().head(hidden)
 
     batch = batch_of([[4, 4, 4], [4]])
     CrossEntropy()(Spy(PROBABILITIES), batch)
     targets = batch.tokens[:, 1:]
-    assert len(seen[0]) == (targets != PAD).sum() == 6  # padding never reaches the head
+    assert len(inputs[0]) == (targets != PAD).sum() == 6  # padding never reaches the head
     assert not (targets == START).any() and targets[0, -1] == END
 
 
@@ -75,7 +80,7 @@ def test_only_two_normalisations_exist() -> None:
 def test_dropped_rows_give_the_gradient_of_the_plain_loop(ragged: Batch) -> None:
     """Captions leave the batch as they end; a loop over all words and a hand-written loss give the same."""
     model, targets = build("gru_attention"), ragged.tokens[:, 1:]
-    loss = CrossEntropy()(model, ragged)["loss"]
+    loss = CrossEntropy()(model, ragged).loss
     memory = model.encode(ragged.features, ragged.mask)
     hidden = CaptionModel.unroll(model, memory, ragged.tokens[:, :-1]).hidden
     picked = model.head(hidden).log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1)
@@ -87,8 +92,8 @@ def test_dropped_rows_give_the_gradient_of_the_plain_loop(ragged: Batch) -> None
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
-class Looker(Fixed):
-    """Looks where it is told: attention (B, T, R) given."""
+class GivenAttention(Fixed):
+    """Has the attention (B, T, R) that it is given."""
 
     def __init__(self, attention: Tensor) -> None:
         super().__init__(PROBABILITIES)
@@ -106,19 +111,19 @@ class TestDoublyStochastic:
             weight=1.0, target=target, cross_entropy=CrossEntropy(normalisation="per_caption")
         )
         batch = batch_of(captions)._replace(mask=mask)
-        terms = objective(Looker(torch.tensor(attention)), batch)
-        plain = CrossEntropy(normalisation="per_caption")(Fixed(PROBABILITIES), batch)["loss"]
-        assert terms["loss"].item() == pytest.approx(plain.item() + terms["coverage"].item(), rel=1e-5)
-        return terms["coverage"].item()
+        terms = objective(GivenAttention(torch.tensor(attention)), batch)
+        plain = CrossEntropy(normalisation="per_caption")(Fixed(PROBABILITIES), batch).loss
+        assert terms.loss.item() == pytest.approx(plain.item() + terms.logged["coverage"].item(), rel=1e-5)
+        return terms.logged["coverage"].item()
 
     def test_two_words_and_two_regions_by_hand(self) -> None:
-        # seen: 0.7 + 0.9 = 1.6 and 0.3 + 0.1 = 0.4
+        # sums: 0.7 + 0.9 = 1.6 and 0.3 + 0.1 = 0.4
         attention = [[[0.7, 0.3], [0.9, 0.1]]]
         assert self.penalty("one", [[4]], attention) == pytest.approx(0.6**2 + 0.6**2)
         assert self.penalty("length", [[4]], attention) == pytest.approx(0.6**2 + 0.6**2)  # C/L = 2/2
 
     def test_it_is_a_mean_over_captions_of_their_own_words(self) -> None:
-        # the first caption has C = 2 steps with END and one look at nothing, the second 3
+        # the first caption has C = 2 steps with END and one step without attention, the second 3
         attention = [[[0.7, 0.3], [0.9, 0.1], [0.0, 0.0]], [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]]
         one = (0.6**2 + 0.6**2, 2**2 + 1)
         length = (0.6**2 + 0.6**2, 1.5**2 + 1.5**2)  # C/L = 2/2 and 3/2
@@ -139,16 +144,21 @@ class TestDoublyStochastic:
             DoublyStochastic(weight=1.0, target="two", cross_entropy=CrossEntropy())
 
 
-class TestHardAttention:
+class TestReinforce:
     """Monte Carlo against enumeration, for two regions and captions of two words and END."""
 
     def model(self) -> CaptionModel:
         torch.manual_seed(3)
         attention = partial(
-            HardAttention, attention_dim=3, deep_keys=False, expectation_share=0.0, at_test=expectation
+            HardAttention, attention_dim=3, deep_keys=False, expectation_share=0.0, at_test=Expectation()
         )
         model = ShowAttendTell(
-            feature_dim=4, vocabulary_size=6, embedding_dim=3, hidden_dim=4, attention=attention, dropout=0.0
+            encoder=RawFeatures(feature_dim=4),
+            vocabulary_size=6,
+            embedding_dim=3,
+            hidden_dim=4,
+            attention=attention,
+            dropout=0.0,
         )
         with torch.no_grad():
             for parameter in model.parameters():
@@ -169,10 +179,10 @@ class TestHardAttention:
                 weights = model.attention.scorer.weigh(state.hidden, Regions(*memory[:3]))
                 log_p = log_p + weights[0, place].log()
                 context = torch.sigmoid(model.gate(state.hidden)) * batch.features[:, place]
-                read = model.read(batch.tokens[:, t])
-                gates = read[0] + model.context_gates(context) + model.state_gates(state.hidden)
+                embedded = model.embed(batch.tokens[:, t])
+                gates = embedded[0] + model.context_gates(context) + model.state_gates(state.hidden)
                 state = lstm_update(gates, state.cell)
-                hidden = model.finish((state.hidden, context), read)
+                hidden = model.finish((state.hidden, context), embedded)
                 nll = nll - model.head(hidden).log_softmax(-1)[0, batch.tokens[0, t + 1]]
             total = total + log_p.exp() * nll
         return total
@@ -207,19 +217,19 @@ class TestHardAttention:
             ["a"] * draws,
             [("x",)] * draws,
         )
-        objective = HardAttentionObjective(
+        objective = Reinforce(
             reward_weight=1.0, entropy_weight=0.0, baseline_decay=decay, reward=reward, baseline=baseline
         )
-        halves = [self.gradient(model, objective(model, many)["loss"]) for _ in range(6)]
+        halves = [self.gradient(model, objective(model, many).loss) for _ in range(6)]
         mean = torch.stack(halves).mean(0)
         error = torch.stack(halves).std(0) / 6**0.5
         assert ((mean - exact).abs() <= 5 * error + 2e-3).all()
         assert torch.nn.functional.cosine_similarity(mean, exact, dim=0) > 0.99
 
-    def test_an_unlucky_place_loses_probability(self) -> None:
+    def test_a_location_with_a_high_cost_loses_probability(self) -> None:
         log_prob = torch.zeros(2, 1, requires_grad=True)
 
-        class Told(Fixed):
+        class GivenExtras(Fixed):
             def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
                 extras = {
                     "location_log_prob": log_prob.expand(-1, tokens.shape[1]),
@@ -227,26 +237,21 @@ class TestHardAttention:
                 }
                 return Output(torch.zeros(*tokens.shape, 1), None, features, extras)
 
-        objective = HardAttentionObjective(
-            reward_weight=1.0, entropy_weight=0.0, reward="caption", baseline="average"
-        )
-        objective(Told(PROBABILITIES), batch_of([[4], [3]]))[
-            "loss"
-        ].backward()  # word 3 has 0.1, word 4 has 0.5
-        assert (
-            log_prob.grad is not None and log_prob.grad[1] > 0 > log_prob.grad[0]
-        )  # descent lowers the second
+        objective = Reinforce(reward_weight=1.0, entropy_weight=0.0, reward="caption", baseline="average")
+        objective(GivenExtras(PROBABILITIES), batch_of([[4], [3]])).loss.backward()
+        # Word 3 has the probability 0.1, word 4 has 0.5: descent lowers the second location's.
+        assert log_prob.grad is not None and log_prob.grad[1] > 0 > log_prob.grad[0]
 
-    def terms(self, objective: HardAttentionObjective) -> tuple[Tensor, Tensor]:
+    def gradients(self, objective: Reinforce) -> tuple[Tensor, Tensor]:
         """Gradients of the draws' log-probabilities and of the entropies, for captions of 2 and 3 words."""
         log_prob, entropy = (torch.zeros(2, 3, requires_grad=True) for _ in range(2))
 
-        class Told(Fixed):
+        class GivenExtras(Fixed):
             def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
                 extras = {"location_log_prob": log_prob, "entropy": entropy}
                 return Output(torch.zeros(*tokens.shape, 1), None, features, extras)
 
-        objective(Told(PROBABILITIES), batch_of([[4], [3, 4]]))["loss"].backward()
+        objective(GivenExtras(PROBABILITIES), batch_of([[4], [3, 4]])).loss.backward()
         assert log_prob.grad is not None and entropy.grad is not None
         return log_prob.grad, entropy.grad[:, 0]
 
@@ -254,13 +259,13 @@ class TestHardAttention:
     COSTS = (-math.log(0.5 * 0.2), -math.log(0.1 * 0.5 * 0.2))
 
     @pytest.mark.parametrize(("reward", "lengths"), [("caption", (1, 1)), ("word", (2, 3))])
-    def test_the_reward_is_a_sum_or_a_mean_and_entropy_is_sought(
+    def test_the_cost_is_a_sum_or_a_mean_and_entropy_is_rewarded(
         self, reward: str, lengths: tuple[int, int]
     ) -> None:
-        objective = HardAttentionObjective(
+        objective = Reinforce(
             reward_weight=2.0, entropy_weight=0.3, baseline_decay=1.0, reward=reward, baseline="average"
         )
-        policy, entropy = self.terms(objective)
+        policy, entropy = self.gradients(objective)
         costs = [cost / length for cost, length in zip(self.COSTS, lengths, strict=True)]
         torch.testing.assert_close(policy[:, 0], 2.0 * torch.tensor(costs) / 2)  # a mean over two captions
         torch.testing.assert_close(entropy, torch.full((2,), -0.3 / 2))  # descent raises it
@@ -275,23 +280,23 @@ class TestHardAttention:
             ),
         ],
     )
-    def test_a_look_answers_for_its_own_word_or_for_those_to_go(
+    def test_the_cost_is_that_of_the_word_alone_or_of_those_to_go(
         self, reward: str, costs: list[list[float]]
     ) -> None:
-        objective = HardAttentionObjective(
+        objective = Reinforce(
             reward_weight=1.0, entropy_weight=0.0, baseline_decay=1.0, reward=reward, baseline="average"
         )
-        torch.testing.assert_close(self.terms(objective)[0], torch.tensor(costs) / 2)
+        torch.testing.assert_close(self.gradients(objective)[0], torch.tensor(costs) / 2)
 
-    def test_the_expected_contexts_cost_is_measured_with_the_same_dropout(self) -> None:
-        """Where all regions are alike a draw sees what is expected: the two passes are the same, dropout and all."""
+    def test_the_baseline_with_expected_attention_has_the_same_dropout(self) -> None:
+        """Where all regions are equal, a sample is the expectation: the two passes are the same, dropout included."""
         model = self.model()
         model.dropout.p, model.attention.expectation_share = 0.5, 0.0
         features = torch.randn(3, 1, 4, generator=torch.Generator().manual_seed(2)).expand(3, 2, 4)
         batch = Batch(features, None, batch_of([[4], [3, 4], [5]]).tokens, ["a"] * 3, [("x",)] * 3)
         costs: list[Tensor] = []
 
-        class Spy(HardAttentionObjective):
+        class Spy(Reinforce):
             def _cost(self, nll: Tensor, real: Tensor) -> Tensor:
                 costs.append(nll)
                 return super()._cost(nll, real)
@@ -301,89 +306,84 @@ class TestHardAttention:
         following = torch.rand(1)
         torch.testing.assert_close(costs[0], costs[1], rtol=0, atol=0)
         torch.manual_seed(1)
-        HardAttentionObjective(reward_weight=1.0, entropy_weight=0.0, reward="own", baseline="average")(
-            model, batch
-        )
-        assert torch.equal(following, torch.rand(1))  # the second pass leaves no trace in the random numbers
+        Reinforce(reward_weight=1.0, entropy_weight=0.0, reward="own", baseline="average")(model, batch)
+        assert torch.equal(following, torch.rand(1))  # the second pass does not move the generator
         assert model.attention.expectation_share == 0.0
 
-    def test_a_batch_that_saw_expectations_is_not_run_twice(self) -> None:
+    def test_a_batch_with_expected_attention_is_not_run_twice(self) -> None:
         model = self.model()
-        objective = HardAttentionObjective(
-            reward_weight=1.0, entropy_weight=0.5, reward="own", baseline="expected"
-        )
+        objective = Reinforce(reward_weight=1.0, entropy_weight=0.5, reward="own", baseline="expected")
         passes: list[int] = []
         model.attention.register_forward_hook(lambda *_: passes.append(1))
         for share, count in ((1.0, 1), (0.0, 2)):
             passes.clear()
             model.attention.expectation_share = share
             batch = self.batch()
-            loss = objective(model, batch)["loss"]
+            loss = objective(model, batch).loss
             steps = int((batch.tokens[:, 1:] != PAD).any(0).sum())
             assert len(passes) == count * steps
             assert loss.requires_grad
 
     def test_with_the_expected_baseline_advantages_are_differences_around_their_mean(self) -> None:
         model, objective = self.model(), None
-        seen: list[Tensor] = []
+        costs: list[Tensor] = []
 
-        class Spy(HardAttentionObjective):
+        class Spy(Reinforce):
             def _cost(self, nll: Tensor, real: Tensor) -> Tensor:
-                seen.append(super()._cost(nll, real))
-                return seen[-1]
+                costs.append(super()._cost(nll, real))
+                return costs[-1]
 
         objective = Spy(reward_weight=1.0, entropy_weight=0.0, reward="to_go", baseline="expected")
         torch.manual_seed(4)
         batch = self.batch()
-        given = model(batch.features, batch.tokens[:, :-1], None)
+        output = model(batch.features, batch.tokens[:, :-1], None)
         torch.manual_seed(4)
-        loss = objective(model, batch)["loss"]
-        advantage = seen[0] - seen[1]
+        loss = objective(model, batch).loss
+        advantage = costs[0] - costs[1]
         advantage = advantage - advantage.mean()
-        expected = seen[0][0, 0] + (advantage * given.extras["location_log_prob"]).sum()
+        expected = costs[0][0, 0] + (advantage * output.extras["location_log_prob"]).sum()
         torch.testing.assert_close(loss, expected)
 
-    def test_the_baseline_moves_and_is_kept_in_the_state(self) -> None:
-        def make() -> HardAttentionObjective:
-            return HardAttentionObjective(
-                reward_weight=1.0, entropy_weight=0.0, reward="caption", baseline="average"
-            )
+    def test_the_average_moves_and_is_kept_in_the_state(self) -> None:
+        def make() -> Reinforce:
+            return Reinforce(reward_weight=1.0, entropy_weight=0.0, reward="caption", baseline="average")
 
         objective, mean = make(), sum(self.COSTS) / 2
-        first, _ = self.terms(objective)
+        first, _ = self.gradients(objective)
         torch.testing.assert_close(first[:, 0], (torch.tensor(self.COSTS) - mean) / 2)
         objective.average = 1.0
-        self.terms(objective)
+        self.gradients(objective)
         assert objective.average == pytest.approx(0.9 + 0.1 * mean)
         restored = make()
-        restored.restore(objective.state())
+        restored.load_state_dict(objective.state_dict())
         assert restored.average == objective.average
 
     def test_gradients_reach_every_parameter_in_training(self) -> None:
         model = self.model()
         model.attention.expectation_share = 0.0
-        objective = HardAttentionObjective(
+        objective = Reinforce(
             reward_weight=1.0, entropy_weight=0.1, baseline_decay=1.0, reward="caption", baseline="average"
         )
-        objective(model, self.batch())["loss"].backward()
+        objective(model, self.batch()).loss.backward()
         reached = {n: p.grad is not None and p.grad.abs().max() > 1e-6 for n, p in model.named_parameters()}
         assert all(
             yes or n == "attention.scorer.score.bias" for n, yes in reached.items()
         )  # it shifts all alike
 
-    def test_it_needs_an_attention_that_draws(self) -> None:
-        objective = HardAttentionObjective(
-            reward_weight=1.0, entropy_weight=0.0, reward="word", baseline="average"
-        )
-        with pytest.raises(InputError, match="needs model=show_attend_tell_hard"):
-            objective(build("sat_soft"), batch_of([[4]]))
+    def test_it_needs_sampled_attention(self) -> None:
+        objective = Reinforce(reward_weight=1.0, entropy_weight=0.0, reward="word", baseline="average")
+        objective.check(self.model(), CAPTIONS)
+        with pytest.raises(
+            InputError, match="this GRUAttention has none; choose model=show_attend_tell_hard"
+        ):
+            objective.check(build("gru_attention"), CAPTIONS)
         with pytest.raises(
             InputError, match="needed are one of caption, word, to_go, own and one of average"
         ):
-            HardAttentionObjective(reward_weight=1.0, entropy_weight=0.0, reward="sum", baseline="average")
+            Reinforce(reward_weight=1.0, entropy_weight=0.0, reward="sum", baseline="average")
 
 
-class Learned(Fixed):
+class Trainable(Fixed):
     """The same distribution over five words at every step, with a gradient."""
 
     def __init__(self, logits: list[float]) -> None:
@@ -421,7 +421,7 @@ class TestSelfCritical:
         """Minus the expected CIDEr-D of captions of up to three words, END's own probability included."""
         objective = SelfCritical(num_samples=2, baseline=baseline, max_words=3, cross_entropy_share=0.0)
         objective.prepare({"image0": ["a dog"], "image1": ["dog dog"]}, self.WORDS[:6])  # 4 a, 5 dog
-        model = Learned([0.0, 0.0, 0.4, -9.0, 0.2, -0.3])
+        model = Trainable([0.0, 0.0, 0.4, -9.0, 0.2, -0.3])
         exact = torch.zeros(())
         for length in (1, 2, 3):
             for words in itertools.product([3, 4, 5], repeat=length - 1):
@@ -440,9 +440,9 @@ class TestSelfCritical:
             ["image0"] * count,
             [("a dog",)] * count,
         )
-        [found] = torch.autograd.grad(objective(model, many)["loss"], model.logits)
+        [found] = torch.autograd.grad(objective(model, many).loss, model.logits)
         torch.testing.assert_close(found, wanted, atol=0.06, rtol=0)
-        assert wanted[4:].abs().max() > 0.2  # what is compared is far from nothing
+        assert wanted[4:].abs().max() > 0.2  # what is compared is far from zero
 
     def test_a_better_caption_gains_probability(self) -> None:
         model = build("gru_attention", vocabulary_size=11).train()
@@ -453,9 +453,12 @@ class TestSelfCritical:
         for step in range(60):
             terms = objective(model, batch)
             optimizer.zero_grad()
-            terms["loss"].backward()
+            terms.loss.backward()
             optimizer.step()
-            first, last = (float(terms["reward"]) if step == 0 else first), float(terms["reward"])
+            first, last = (
+                (float(terms.logged["reward"]) if step == 0 else first),
+                float(terms.logged["reward"]),
+            )
         assert last > first + 30
 
     @pytest.mark.parametrize("baseline", ["leave_one_out", "greedy"])
@@ -463,7 +466,7 @@ class TestSelfCritical:
         objective = self.objective(baseline=baseline)
         monkeypatch.setattr(objective, "rewards", lambda ids, decoded: torch.full((len(ids),), 3.0))
         model = build("gru_attention", vocabulary_size=11)
-        objective(model, batch_of([[4], [5]]))["loss"].backward()
+        objective(model, batch_of([[4], [5]])).loss.backward()
         assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
     def test_the_greedy_baseline_leaves_training_mode_on(self) -> None:
@@ -474,11 +477,11 @@ class TestSelfCritical:
     def test_the_greedy_baseline_is_decoded_without_dropout(self, monkeypatch: pytest.MonkeyPatch) -> None:
         modes = []
 
-        def watched(model: CaptionModel, *args: object, **options: object) -> Decoded:
+        def recorded(model: CaptionModel, *args: object, **options: object) -> Decoded:
             modes.append(model.training)
             return greedy(model, *args, **options)  # type: ignore[arg-type]
 
-        monkeypatch.setattr("captioning.objectives.self_critical.greedy", watched)
+        monkeypatch.setattr("captioning.objectives.self_critical.greedy", recorded)
         self.objective(baseline="greedy")(
             build("gru_attention", vocabulary_size=11).train(), batch_of([[4], [5]])
         )
@@ -486,21 +489,27 @@ class TestSelfCritical:
 
     def test_the_baseline_is_the_mean_of_the_images_other_samples(self) -> None:
         rewards = torch.tensor([[1.0, 40.0], [2.0, 50.0], [6.0, 90.0]])
-        baseline = self.objective()._baseline(build("gru_attention"), batch_of([[4], [5]]), rewards)
+        baseline = self.objective()._baseline_rewards(build("gru_attention"), batch_of([[4], [5]]), rewards)
         torch.testing.assert_close(baseline, torch.tensor([[4.0, 70.0], [3.5, 65.0], [1.5, 45.0]]))
 
-    def test_any_training_caption_of_an_image_may_be_the_one_to_be_likely(self) -> None:
+    def test_any_training_caption_of_an_image_may_be_mixed_in(self) -> None:
         batch = batch_of([[4]])._replace(
             references=[("a dog runs", "a cat", "a red cat sits a dog runs a cat")]
         )
-        drawn = {tuple(self.objective()._with_any_caption(batch).tokens[0].tolist()) for _ in range(60)}
+        drawn = {tuple(self.objective()._with_random_caption(batch).tokens[0].tolist()) for _ in range(60)}
         assert drawn == {(1, 4, 5, 6, 2), (1, 4, 7, 2), (1, 4, 9, 7, 8, 4, 5, 2)}  # cut at six words
 
     def test_mixing_adds_cross_entropy(self) -> None:
         model, batch = build("gru_attention", vocabulary_size=11), batch_of([[4, 5], [4, 5]])
         batch = batch._replace(references=[("a dog",), ("a dog",)])
         terms = self.objective(cross_entropy_share=1.0)(model, batch)
-        assert terms["loss"].item() == pytest.approx(CrossEntropy()(model, batch)["loss"].item())
+        assert terms.loss.item() == pytest.approx(CrossEntropy()(model, batch).loss.item())
+
+    def test_it_needs_images_and_a_trained_model(self) -> None:
+        assert SelfCritical.needs_trained_model and not CrossEntropy.needs_trained_model
+        self.objective().check(build("gru_attention"), IMAGES)
+        with pytest.raises(InputError, match="give data.train_on=images"):
+            self.objective().check(build("gru_attention"), CAPTIONS)
 
     def test_options_are_checked(self) -> None:
         with pytest.raises(InputError, match="leave_one_out or greedy"):
@@ -516,7 +525,7 @@ def sampling(share: float) -> ScheduledSampling:
 
 
 class Successor(Fixed):
-    """Says after each word the one with the next id."""
+    """Predicts after each word the one with the next id."""
 
     def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
         return Output(tokens[..., None].float(), None, features, {})
@@ -526,7 +535,7 @@ class Successor(Fixed):
 
 
 class TestScheduledSampling:
-    def test_a_replaced_word_is_what_the_model_says_after_the_word_before(self) -> None:
+    def test_a_replaced_word_is_what_the_model_predicts_after_the_word_before(self) -> None:
         mixed = sampling(1.0).mix(Successor(PROBABILITIES), batch_of([[4, 6, 8, 5]]))
         assert mixed[0, 2:].tolist() == [5, 7, 9]
 
@@ -548,7 +557,7 @@ class TestScheduledSampling:
     def test_a_share_of_zero_is_teacher_forcing(self, ragged: Batch) -> None:
         model = build("gru_attention")
         objective = sampling(0.0)
-        assert objective(model, ragged)["loss"].item() == CrossEntropy()(model, ragged)["loss"].item()
+        assert objective(model, ragged).loss.item() == CrossEntropy()(model, ragged).loss.item()
 
     def test_start_end_and_padding_stay(self, ragged: Batch) -> None:
         mixed = sampling(1.0).mix(build("gru_attention"), ragged)
@@ -567,3 +576,37 @@ class TestScheduledSampling:
         assert (words == 4).float().mean() == pytest.approx(
             0.5 / 0.6, abs=0.02
         )  # 3 has 0.1, END is not drawn
+
+
+def mixed_with(inner: CrossEntropy) -> list[ShiftedTargets | ScheduledSampling | DoublyStochastic]:
+    return [
+        ShiftedTargets(max_words=3, cross_entropy=inner),
+        ScheduledSampling(step=0.1, every=1, most=0.5, cross_entropy=inner),
+        DoublyStochastic(weight=1.0, target="one", cross_entropy=inner),
+    ]
+
+
+def test_hard_attention_is_refused_by_every_objective_that_cannot_train_it() -> None:
+    model = TestReinforce().model()
+    for objective in [CrossEntropy(), *mixed_with(CrossEntropy())]:
+        objective.check(build("gru_attention"), CAPTIONS)
+        with pytest.raises(InputError, match="cannot train hard attention.* choose objective=reinforce"):
+            objective.check(model, CAPTIONS)
+    critical = SelfCritical(num_samples=2, baseline="greedy", max_words=3, cross_entropy_share=0.0)
+    with pytest.raises(InputError, match="SelfCritical cannot train hard attention"):
+        critical.check(model, IMAGES)
+
+
+def test_an_objective_without_memory_has_an_empty_state() -> None:
+    objective = CrossEntropy()
+    objective.prepare({"image0": ["a dog"]}, [])
+    objective.begin_epoch(0)
+    objective.load_state_dict(objective.state_dict())
+    assert objective.state_dict() == {}
+
+
+def test_what_is_logged_has_no_gradient_and_leaves_out_the_loss(ragged: Batch) -> None:
+    for objective in [CrossEntropy(), *mixed_with(CrossEntropy())]:
+        terms = objective(build("gru_attention").train(), ragged)
+        assert terms.loss.requires_grad and "loss" not in terms.logged
+        assert not any(value.requires_grad for value in terms.logged.values())

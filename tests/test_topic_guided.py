@@ -1,8 +1,10 @@
-"""Topics come from training captions and reach a prediction through the image alone."""
+"""Topics are fitted to training captions, and a caption depends on the image alone."""
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -10,14 +12,15 @@ import pytest
 import torch
 
 from captioning import checkpoint
-from captioning.data.annotations import Annotated
 from captioning.data.topics import TopicModel
+from captioning.decoding import greedy
 from captioning.errors import InputError
-from captioning.evaluate import build_data, caption_split
-from captioning.models import TopicGuided
+from captioning.evaluate import build_data
+from captioning.evaluation.captions import caption_split
+from captioning.models import RawFeatures, TopicGuided
 from captioning.models.topic_guided import GuidedAttention
-from captioning.objectives import CrossEntropy, DoublyStochastic, TopicGuidedObjective
-from captioning.train import train
+from captioning.objectives import CrossEntropy, DoublyStochastic, TopicSupervision
+from captioning.training import assemble
 from captioning.vocabulary import SPECIAL_WORDS
 from tests.conftest import DIM, batch_of, build, compose_config
 
@@ -30,24 +33,25 @@ def topics(**options: Any) -> TopicModel:
     return TopicModel([SEA, DOG] * 10, WORDS, **settings)
 
 
-def objective(**options: float) -> TopicGuidedObjective:
+def objective(**options: float) -> TopicSupervision:
     captions = DoublyStochastic(
         weight=0.0, target="length", cross_entropy=CrossEntropy(normalisation="per_caption")
     )
     settings: dict[str, Any] = {"topic_weight": 1.0, "attribute_weight": 1.0, **options}
-    made = TopicGuidedObjective(captions=captions, passes=20, stop_words=True, seed=0, **settings)
+    fit_topics = partial(TopicModel, passes=20, stop_words=True, seed=0)
+    made = TopicSupervision(captions=captions, fit_topics=fit_topics, **settings)
     made.prepare({"image0": SEA, "image1": DOG}, WORDS)
     return made
 
 
-def test_topics_tell_documents_apart_and_sum_to_one() -> None:
+def test_topics_separate_documents_and_sum_to_one() -> None:
     theta = topics()([SEA, DOG, ("a sea",)])
     assert theta.shape == (3, 2) and theta.dtype == np.float32
     np.testing.assert_allclose(theta.sum(1), 1, rtol=1e-5)
     assert theta[0].argmax() == theta[2].argmax() != theta[1].argmax()
 
 
-def test_words_outside_the_vocabulary_and_stop_words_count_for_nothing() -> None:
+def test_words_outside_the_vocabulary_and_stop_words_are_ignored() -> None:
     model = topics()
     np.testing.assert_array_equal(model([("sea",)]), model([("the sea xylophone of",)]))
 
@@ -89,7 +93,7 @@ def test_the_topic_moves_the_attention() -> None:
     ("topic_to", "moves"), [("attention", (True, True)), ("lstm", (False, True)), ("nothing", (False, False))]
 )
 def test_the_topic_goes_where_it_is_sent(topic_to: str, moves: tuple[bool, bool]) -> None:
-    """What changes with the topic: where the first look goes, and what comes out."""
+    """What changes with the topic: the first attention, and the hidden vectors."""
     model = build("topic_guided", topic_to=topic_to)
     batch = batch_of([[4, 5]])
     before = model(batch.features, batch.tokens[:, :-1])
@@ -101,12 +105,12 @@ def test_the_topic_goes_where_it_is_sent(topic_to: str, moves: tuple[bool, bool]
 
 
 def test_the_topic_has_three_ways_to_go() -> None:
-    with pytest.raises(InputError, match="topic_to is 'words'; it is attention, lstm or nothing"):
+    with pytest.raises(InputError, match="topic_to is 'words'; it must be attention, lstm or nothing"):
         build("topic_guided", topic_to="words")
 
 
-def test_only_likely_attribute_words_are_looked_at() -> None:
-    model = build("topic_guided")  # ranks 1 to 3 are the ids 4 to 6, two of them are looked at
+def test_only_likely_attribute_words_are_attended_to() -> None:
+    model = build("topic_guided")  # ranks 1 to 3 are the ids 4 to 6, two of them are attended to
     with torch.no_grad():
         model.attribute_head[-1].bias.copy_(torch.tensor([9.0, -9.0, 8.0]))
     memory = model.encode(batch_of([[4]]).features)
@@ -116,7 +120,7 @@ def test_only_likely_attribute_words_are_looked_at() -> None:
 
 def test_the_loss_adds_divergence_and_attributes() -> None:
     model = TopicGuided(
-        feature_dim=DIM, vocabulary_size=11, embedding_dim=9, hidden_dim=10, attention_dim=8,
+        encoder=RawFeatures(feature_dim=DIM), vocabulary_size=11, embedding_dim=9, hidden_dim=10, attention_dim=8,
         num_topics=2, attribute_ranks=(1, 4), num_likely=2, dropout=0.0,
     )  # fmt: skip
     batch = batch_of([[4, 5], [6]])
@@ -127,19 +131,21 @@ def test_the_loss_adds_divergence_and_attributes() -> None:
     terms = objective()(model, batch)
     asked = TopicModel([SEA, DOG], WORDS, num_topics=2, passes=20, stop_words=True, seed=0)([SEA, DOG])
     kl = (asked * np.log(asked / np.array([0.25, 0.75]))).sum(1).mean()
-    assert terms["topic_kl"].item() == pytest.approx(kl, rel=1e-4)
+    assert terms.logged["topic_kl"].item() == pytest.approx(kl, rel=1e-4)
     present = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])  # sea, dog, blue
     attributes = torch.nn.functional.binary_cross_entropy_with_logits(
         torch.tensor([0.0, 1.0, -1.0]).expand(2, 3), present, reduction="sum"
     ) / 2  # fmt: skip
-    assert terms["attribute_nll"].item() == pytest.approx(attributes.item(), rel=1e-5)
-    plain = objective(topic_weight=0.0, attribute_weight=0.0)(model, batch)["loss"]
-    assert terms["loss"].item() == pytest.approx(plain.item() + kl + attributes.item(), rel=1e-5)
+    assert terms.logged["attribute_nll"].item() == pytest.approx(attributes.item(), rel=1e-5)
+    plain = objective(topic_weight=0.0, attribute_weight=0.0)(model, batch).loss
+    assert terms.loss.item() == pytest.approx(plain.item() + kl + attributes.item(), rel=1e-5)
 
 
 def test_the_objective_needs_the_model_that_predicts_topics() -> None:
-    with pytest.raises(InputError, match="needs model=topic_guided"):
-        objective()(build("gru_attention"), batch_of([[4]]))
+    data = SimpleNamespace(train_on="captions")
+    objective().check(build("topic_guided"), data)
+    with pytest.raises(InputError, match="this GRUAttention predicts none; choose model=topic_guided"):
+        objective().check(build("gru_attention"), data)
 
 
 def test_attribute_ranks_must_be_words() -> None:
@@ -148,16 +154,16 @@ def test_attribute_ranks_must_be_words() -> None:
 
 
 def _refuse(*_: object) -> NoReturn:
-    raise AssertionError("evaluation looked at a reference caption")
+    raise AssertionError("evaluation read a reference caption")
 
 
 _OF_ANY_OBJECT = {"__new__", "__init__", "__class__", "__dict__", "__getattribute__", "__init_subclass__"}
-# Captions that nobody may look at: whatever a tuple can be asked for is refused.
-Sealed = type("Sealed", (), {name: _refuse for name in {*dir(tuple), "__bool__"} - _OF_ANY_OBJECT})
+# Captions that fail whatever a tuple can be asked for.
+Unreadable = type("Unreadable", (), {name: _refuse for name in {*dir(tuple), "__bool__"} - _OF_ANY_OBJECT})
 
 
 @pytest.mark.parametrize(
-    "look",
+    "read",
     [
         list,
         len,
@@ -172,15 +178,15 @@ Sealed = type("Sealed", (), {name: _refuse for name in {*dir(tuple), "__bool__"}
     ]
     + [lambda s: s * 2, lambda s: s.index("a"), lambda s: s.count("a"), lambda s: s < (), reversed],
 )
-def test_the_seal_refuses_every_look(look: Callable[[Any], object]) -> None:
-    with pytest.raises(AssertionError, match="looked at a reference"):
-        look(Sealed())
+def test_unreadable_captions_fail_however_they_are_read(read: Callable[[Any], object]) -> None:
+    with pytest.raises(AssertionError, match="read a reference"):
+        read(Unreadable())
 
 
 def test_attributes_are_read_from_all_captions_of_an_image() -> None:
     """The authors read an image's first caption only, which has neither of waves, barks and brown."""
     made = objective()
-    made._learn(2, range(4, 11))
+    made._make_targets(2, range(4, 11))
     present = {word: made._present[:, column].tolist() for column, word in enumerate(WORDS[4:])}
     assert [word for word, (sea, _) in present.items() if sea] == ["sea", "blue", "waves"]
     assert [word for word, (_, dog) in present.items() if dog] == ["dog", "runs", "barks", "brown"]
@@ -188,19 +194,18 @@ def test_attributes_are_read_from_all_captions_of_an_image() -> None:
 
 def test_evaluation_cannot_see_references(toy_overrides: list[str], tmp_path: Path) -> None:
     kept = [option for option in toy_overrides if not option.startswith("model.")]
-    small = ["model=topic_guided_flickr", "objective=topic_guided", "objective.passes=2", "model.num_topics=3",
+    small = ["model=topic_guided_flickr", "objective=topic_supervision", "objective.fit_topics.passes=2", "model.num_topics=3",
              "model.attribute_ranks=[1,6]", "model.num_likely=2", "model.hidden_dim=8", "model.embedding_dim=8"]  # fmt: skip
-    train(compose_config("train", *kept, *small, f"output_dir={tmp_path}"))
+    assemble(compose_config("train", *kept, *small, f"output_dir={tmp_path}")).fit()
     loaded = checkpoint.load(checkpoint.locate(tmp_path))
-    config = compose_config("evaluate", f"checkpoint={tmp_path}", "output_dir=none")
-    datamodule = build_data(config, loaded)
-    open_captions, *_ = caption_split(config, loaded, datamodule)
+    data = build_data(compose_config("evaluate", f"checkpoint={tmp_path}", "output_dir=none"), loaded)
 
-    def seal(record: Annotated) -> Annotated:
-        return record._replace(captions=Sealed())
+    def caption() -> dict[str, str]:
+        batches = data.image_dataloader("val", without_captions=True)
+        return caption_split(loaded.model, loaded.vocabulary, batches, partial(greedy, max_words=8)).captions
 
-    datamodule.records["val"] = [seal(record) for record in datamodule.records["val"]]
-    with pytest.raises(AssertionError, match="looked at a reference"):
-        datamodule.images("val").__getitems__([0])  # the seal works
-    sealed_captions, *_ = caption_split(config, loaded, datamodule)
-    assert sealed_captions == open_captions and len(sealed_captions) == 8
+    captions = caption()
+    data.records["val"] = [record._replace(captions=Unreadable()) for record in data.records["val"]]
+    with pytest.raises(AssertionError, match="read a reference"):
+        data.images("val").__getitems__([0])  # reading them does fail
+    assert caption() == captions and len(captions) == 8

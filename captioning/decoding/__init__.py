@@ -1,13 +1,14 @@
-"""From a model to captions: functions (model, features, mask, *, …) -> Decoded, given as Hydra partials."""
+"""From a model to captions: functions (model, features, mask, *, …) -> Decoded, used as Hydra partials."""
 
-from captioning.decoding.as_posted import as_posted, exp_multinomial, most_likely
+from captioning.decoding.as_posted import argmax_words, decode_as_posted, exp_multinomial
 from captioning.decoding.beam import beam_search
-from captioning.decoding.consensus import consensus
+from captioning.decoding.consensus import rerank_by_consensus
 from captioning.decoding.constraints import Forbidden, MinimumLength, NoRepeatedNgram
-from captioning.decoding.decoded import Decoded
+from captioning.decoding.decoded import Decoded, alternatives
 from captioning.decoding.ensemble import Ensemble
 from captioning.decoding.length import average, gnmt, total
 from captioning.decoding.sampling import greedy, sample
+from captioning.decoding.words import words_to_ids
 
 __all__ = [
     "Decoded",
@@ -15,14 +16,16 @@ __all__ = [
     "Forbidden",
     "MinimumLength",
     "NoRepeatedNgram",
-    "as_posted",
+    "alternatives",
+    "argmax_words",
     "average",
     "beam_search",
-    "consensus",
+    "decode_as_posted",
     "exp_multinomial",
     "gnmt",
     "greedy",
-    "most_likely",
+    "rerank_by_consensus",
     "sample",
     "total",
+    "words_to_ids",
 ]

@@ -1,25 +1,25 @@
-"""Consensus re-ranking: draw several captions an image and keep the one that the others agree with most.
+"""Consensus re-ranking: draw several captions an image and return the one that agrees most with the others.
 
-Agreement is the mean CIDEr-D of a caption against the other samples (minimum Bayes risk decoding with CIDEr-D
-as the utility; for captions Devlin et al. 2015). All n-grams weigh the same, so the choice for one image does
-not depend on which other images are in the batch.
+Agreement is the mean CIDEr-D of a caption against the other samples: minimum Bayes risk decoding with
+CIDEr-D as the utility (for captions, Devlin et al. 2015). All n-grams weigh the same, so that the choice
+for one image does not depend on the other images of the batch.
 """
 
-from collections.abc import Hashable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from captioning.decoding.decoded import Decoded
 from captioning.decoding.sampling import sample
 from captioning.errors import InputError
-from captioning.metrics import CiderD, DocumentFrequencies
+from captioning.metrics import score_agreement
 from captioning.models.base import CaptionModel
 from captioning.vocabulary import PAD
 
 
-def consensus(
+def rerank_by_consensus(
     model: CaptionModel,
     features: Tensor,
     mask: Tensor | None = None,
@@ -32,7 +32,7 @@ def consensus(
     typical_p: float | None = None,
     seed: int | None = None,
 ) -> Decoded:
-    """Return the sample of each image that agrees most with its others, which follow in `others`.
+    """Draw samples and rank them by agreement: the best is the caption, the others are its `alternatives`.
 
     Args:
         model: in evaluation mode.
@@ -40,10 +40,10 @@ def consensus(
         mask: (B, R) True at real regions.
         max_words: T at most.
         num_samples: captions drawn an image, at least 2.
-        temperature: see `sample`, as the options after it.
-        top_k: the k most probable words only.
-        top_p: the nucleus only.
-        typical_p: the typical words only.
+        temperature: see `sample`, as for the options after it.
+        top_k: only the k most probable words.
+        top_p: only the nucleus.
+        typical_p: only the typical words.
         seed: of the draws.
 
     Raises:
@@ -54,30 +54,22 @@ def consensus(
     options: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "typical_p": typical_p}
     options |= {"temperature": temperature, "seed": seed}
     first = sample(model, features, mask, max_words=max_words, num_samples=num_samples, **options)
-    draws = [first._replace(others=()), *first.others]
-    order = agreement(torch.stack([draw.tokens for draw in draws])).argsort(
-        dim=0, descending=True, stable=True
-    )  # (N, B)
-    ranked = [_gather(draws, rank) for rank in order]
-    return ranked[0]._replace(others=tuple(ranked[1:]))
+    draws = [first._replace(alternatives=()), *first.alternatives]
+    scores = sample_agreement(torch.stack([draw.tokens for draw in draws]))  # (N, B)
+    order = scores.argsort(dim=0, descending=True, stable=True)  # (N, B)
+    ranked = [_choose(draws, rank) for rank in order]
+    return ranked[0]._replace(alternatives=tuple(ranked[1:]))
 
 
-def agreement(tokens: Tensor) -> Tensor:
-    """Mean CIDEr-D of every sample against the other samples of its image: (N, B, T) ids -> (N, B)."""
-    samples, images, _ = tokens.shape
-    words = [
-        [[word for word in row if word != PAD] for row in image] for image in tokens.transpose(0, 1).tolist()
-    ]
-    keys = [(image, own) for image in range(images) for own in range(samples)]
-    others: dict[Hashable, list[list[int]]] = {
-        (image, own): words[image][:own] + words[image][own + 1 :] for image, own in keys
-    }
-    equal_weights = DocumentFrequencies.of([[[]], [[]]], source="all n-grams weigh the same")
-    scores = CiderD(others, equal_weights).scores([(key, words[key[0]][key[1]]) for key in keys])
-    return torch.from_numpy(scores).view(images, samples).T
+def sample_agreement(tokens: Tensor) -> Tensor:
+    """Mean CIDEr-D in [0, 10] of each sample against the others of its image: (N, B, T) -> (N, B)."""
+    images = tokens.transpose(0, 1).tolist()  # B lists of N samples
+    groups = [[[word for word in row if word != PAD] for row in samples] for samples in images]
+    return torch.from_numpy(np.stack(score_agreement(groups))).T
 
 
-def _gather(draws: list[Decoded], chosen: Tensor) -> Decoded:
+def _choose(draws: list[Decoded], chosen: Tensor) -> Decoded:
+    """Take for every image b the draw `chosen[b]`."""
     rows = torch.arange(len(chosen))
     attention = None
     if draws[0].attention is not None:

@@ -1,4 +1,10 @@
-"""Several models as one, of any families: at every word the mean of their probabilities."""
+"""Several models of any families as one: at every word the mean of their probabilities.
+
+    log p(w) = log (1/M) sum_m p_m(w)
+
+A word's mean needs every member's own head, so `step` computes it: its hidden vector is the mean's
+logarithm (B, V), and `head` hands it on. Memory and state are tuples of the members' own.
+"""
 
 from collections.abc import Sequence
 
@@ -10,10 +16,10 @@ from captioning.models.base import CaptionModel, Step, Tree
 
 
 class Ensemble(CaptionModel):
-    """Looks like one model to every decoder; memory and state are the members' own, side by side.
+    """Looks like one model to every decoder.
 
     Args:
-        models: in evaluation mode, of the same vocabulary.
+        models: in evaluation mode, with the same vocabulary.
 
     Raises:
         InputError: no model, or vocabularies of different sizes.
@@ -26,31 +32,34 @@ class Ensemble(CaptionModel):
             raise InputError(f"an ensemble needs models of one vocabulary, found sizes {sorted(sizes)}")
         self.models = nn.ModuleList(models)
         self.vocabulary_size = sizes.pop()
-        self._widths: list[int] = []
 
     @property
     def members(self) -> list[CaptionModel]:
-        """The models."""
+        """The models, typed."""
         return [model for model in self.models if isinstance(model, CaptionModel)]
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> Tree:
-        """Let every member read the image."""
+        """Encode the images (B, R, D) with every member."""
         return tuple(model.encode(features, mask) for model in self.members)
 
     def start(self, memory: Tree) -> Tree:
-        """Start every member."""
-        return tuple(model.start(own) for model, own in zip(self.members, memory, strict=True))
+        """Return every member's state before the first word."""
+        return tuple(model.start(part) for model, part in zip(self.members, memory, strict=True))
 
     def step(self, tokens: Tensor, state: Tree, memory: Tree) -> Step:
-        """Step every member; the attention is the mean of those that attend to regions."""
-        steps = [m.step(tokens, s, own) for m, s, own in zip(self.members, state, memory, strict=True)]
-        self._widths = [step.hidden.shape[-1] for step in steps]
+        """Step every member with the words (B,); the attention is the mean over those that have one."""
+        parts = zip(self.members, state, memory, strict=True)
+        steps = [model.step(tokens, before, memory_part) for model, before, memory_part in parts]
         maps = [step.attention for step in steps if step.attention is not None]
-        attention = torch.stack(maps).mean(0) if maps else None
-        return Step(torch.cat([step.hidden for step in steps], -1), attention, tuple(s.state for s in steps))
+        attention = torch.stack(maps).mean(0) if maps else None  # (B, R)
+        log_probs = [
+            model.head(step.hidden).float().log_softmax(-1)
+            for model, step in zip(self.members, steps, strict=True)
+        ]
+        # The mean of probabilities in the log domain, where small ones do not underflow.
+        mean = torch.stack(log_probs).logsumexp(0) - torch.tensor(float(len(steps))).log()  # (B, V)
+        return Step(mean, attention, tuple(step.state for step in steps))
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Give the logarithm of the members' mean probability as logits."""
-        parts = hidden.split(self._widths, -1)
-        scores = [m.head(part).float().log_softmax(-1) for m, part in zip(self.members, parts, strict=True)]
-        return torch.stack(scores).logsumexp(0) - torch.tensor(float(len(scores))).log()
+        """Return the mean log-probabilities (…, V) that `step` computed, as logits."""
+        return hidden

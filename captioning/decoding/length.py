@@ -1,6 +1,7 @@
-"""How the log-probability of a whole caption becomes its score: functions (log_prob, words) -> score.
+"""Length scores: functions (log-probability of a whole caption, number of words) -> its score.
 
-All of them rise with the length for the same log-probability, which `beam` uses to know when to stop.
+With the number of words, every score rises for the same log-probability: beam search relies on it to know
+when to stop.
 """
 
 import math
@@ -11,7 +12,7 @@ from captioning.errors import InputError
 
 
 def total(log_prob: Tensor, words: Tensor) -> Tensor:
-    """Take the log-probability itself; short captions win."""
+    """Return the log-probability itself; it favours short captions."""
     return log_prob
 
 

@@ -1,9 +1,8 @@
-"""One word after the other: greedy decoding and sampling, for whole batches.
+"""Greedy decoding and sampling: one word after the other, for whole batches.
 
-The seed drew from softmax(exp(logits)), which is greedy when the model is sure and noise over the whole
-vocabulary when it is not (flaw S3); here the draw is from the model's distribution, if wanted sharpened or
-cut: temperature; top-k (Fan et al. 2018); top-p, nucleus sampling (Holtzman et al. 2020); typical (Meister et
-al. 2022).
+A draw is from the model's distribution, which may be sharpened or cut: temperature; top-k (Fan et al.
+2018); top-p, nucleus sampling (Holtzman et al. 2020); typical sampling (Meister et al. 2022). The draw of
+the post, from softmax(exp(logits)), is in `as_posted`.
 """
 
 import math
@@ -12,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from captioning.decoding.constraints import shares, whole_numbers
+from captioning.decoding.constraints import check_probabilities, check_whole_numbers
 from captioning.decoding.decoded import Decoded, word_log_probs
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, pick
@@ -20,15 +19,15 @@ from captioning.vocabulary import END, PAD, START
 
 
 def greedy(model: CaptionModel, features: Tensor, mask: Tensor | None = None, *, max_words: int) -> Decoded:
-    """Take the most probable word each time.
+    """Choose the most probable word at every step.
 
     Args:
         model: in evaluation mode.
         features: (B, R, D).
         mask: (B, R) True at real regions.
-        max_words: T at most; a caption cut there has no END, because the model did not say it.
+        max_words: T at most; a caption cut there has no END, because the model did not propose one.
     """
-    whole_numbers(max_words=max_words)
+    check_whole_numbers(max_words=max_words)
     return _one_by_one(model, features, mask, max_words, lambda log_probs: log_probs.argmax(-1))
 
 
@@ -45,26 +44,28 @@ def sample(
     num_samples: int = 1,
     seed: int | None = None,
 ) -> Decoded:
-    """Draw each word. Keeps gradients, for rewards; callers choose `no_grad`.
+    """Draw every word at random. Keeps gradients, for rewards; callers choose `no_grad`.
 
     Args:
-        model: the log-probabilities returned are its own, whatever the draw was narrowed to.
+        model: the log-probabilities returned are the model's, whatever the draw was narrowed to.
         features: (B, R, D).
         mask: (B, R) True at real regions.
-        max_words: T at most; a caption cut there has no END, because the model did not say it.
-        temperature: the logits are divided by it; towards 0 the draw becomes greedy.
+        max_words: T at most; a caption cut there has no END, because the model did not propose one.
+        temperature: divides the logits; towards 0 the draw becomes greedy.
         top_k: only the k most probable words.
         top_p: only the most probable words that together reach this probability.
-        typical_p: only the words whose surprise is nearest to the expected one, up to this probability.
-        num_samples: captions an image; those after the first are in `others`.
-        seed: of the draws, the same at every call; torch's own state without. What an image gets still
-            depends on which images are in its batch.
+        typical_p: only the words whose surprisal is nearest to the entropy, up to this probability.
+        num_samples: captions an image; those after the first are the `alternatives`.
+        seed: of the draws, the same at every call; None draws from torch's global state. What an image gets
+            still depends on which images are in its batch.
 
     Raises:
         InputError: a temperature that is not above 0, or options that leave no word.
     """
-    whole_numbers(max_words=max_words, num_samples=num_samples, **({} if top_k is None else {"top_k": top_k}))
-    shares(top_p=top_p, typical_p=typical_p)
+    check_whole_numbers(max_words=max_words, num_samples=num_samples)
+    if top_k is not None:
+        check_whole_numbers(top_k=top_k)
+    check_probabilities(top_p=top_p, typical_p=typical_p)
     if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
         raise InputError(
             f"decoding.temperature is {temperature}; it must be a number above 0, use decoding=greedy "
@@ -83,25 +84,26 @@ def sample(
 
 
 def keep_top(scores: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Set all but the top scores (B, V) to -inf."""
+    """Set all but the top-k or top-p scores (B, V) to -inf."""
     if top_k is not None:
         threshold = scores.topk(min(top_k, scores.shape[-1])).values[..., -1:]
         scores = scores.masked_fill(scores < threshold, -torch.inf)
     if top_p is not None:
         ranked, order = scores.sort(-1, descending=True)
         probabilities = ranked.softmax(-1)
-        # A word stays while those above it have not yet reached top_p: the most probable one always does.
+        # A word stays while those above it have not reached top_p, so the most probable one always stays.
         beyond = probabilities.cumsum(-1) - probabilities >= top_p
         scores = scores.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
     return scores
 
 
 def keep_typical(scores: Tensor, probability: float) -> Tensor:
-    """Set all but the most typical words (B, V) to -inf: those whose surprise is nearest to the entropy."""
+    """Set all scores (B, V) to -inf but those of the words whose surprisal is nearest to the entropy."""
     log_probs = scores.log_softmax(-1)
     entropy = torch.special.entr(log_probs.exp()).sum(-1, keepdim=True)
-    order = (-log_probs - entropy).abs().argsort(-1)
+    order = (-log_probs - entropy).abs().argsort(-1)  # (B, V)
     ranked = log_probs.exp().gather(-1, order)
+    # As for top-p, the first word beyond the probability still belongs to it.
     beyond = ranked.cumsum(-1) - ranked >= probability
     return scores.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
 
@@ -114,8 +116,10 @@ def _one_by_one(
     choose: Callable[[Tensor], Tensor],
     copies: int = 1,
 ) -> Decoded:
+    """Decode with `choose`, from log-probabilities (B, V) to words (B,); `copies` captions an image."""
+    # The image is encoded once for all its samples. Sample k of image b is row k * B + b.
     memory, batch = model.encode(features, mask), len(features) * copies
-    if copies > 1:  # sample k of image b stands in row k * B + b
+    if copies > 1:
         memory = pick(memory, torch.arange(len(features), device=features.device).repeat(copies))
     state = model.start(memory)
     last = torch.full((batch,), START, device=features.device)
@@ -125,6 +129,7 @@ def _one_by_one(
         step = model.step(last, state, memory)
         scores = word_log_probs(model.head(step.hidden))  # (B, V)
         chosen = choose(scores)  # (B,)
+        # Rows that have ended go through the model with the rest, and are blanked.
         last, state = chosen.masked_fill(ended, PAD), step.state
         tokens.append(last)
         log_probs.append(scores.gather(-1, chosen[:, None]).squeeze(-1).masked_fill(ended, 0.0))
@@ -133,9 +138,9 @@ def _one_by_one(
         ended = ended | (last == END)
         if ended.all():
             break
-    seen = torch.stack(attention, 1).chunk(copies) if attention else [None] * copies
-    drawn = zip(
-        torch.stack(tokens, 1).chunk(copies), torch.stack(log_probs, 1).chunk(copies), seen, strict=True
+    maps = torch.stack(attention, 1).chunk(copies) if attention else [None] * copies
+    samples = zip(
+        torch.stack(tokens, 1).chunk(copies), torch.stack(log_probs, 1).chunk(copies), maps, strict=True
     )
-    first, *others = (Decoded(*parts) for parts in drawn)
-    return first._replace(others=tuple(others))
+    first, *rest = (Decoded(*parts) for parts in samples)
+    return first._replace(alternatives=tuple(rest))

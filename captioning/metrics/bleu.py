@@ -27,7 +27,7 @@ _SMALL = 1e-9
 
 
 class BleuCounts(NamedTuple):
-    """All that BLEU needs to know of each image; sums over any set of images give that set's corpus BLEU."""
+    """What BLEU counts in each image; the sums over any set of images give that set's corpus BLEU."""
 
     matches: Numbers  # (I, N) candidate n-grams found in the references, clipped
     guesses: Numbers  # (I, N) candidate n-grams
@@ -35,8 +35,8 @@ class BleuCounts(NamedTuple):
     reference_length: Numbers  # (I,) words of the reference closest in length
 
 
-def bleu(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> tuple[Score, ...]:
-    """BLEU-1, -2, -3, -4 of one candidate per image against that image's references.
+def score_bleu(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> tuple[Score, ...]:
+    """Compute BLEU-1, -2, -3, -4 of one candidate per image against that image's references.
 
     Raises:
         ValueError: The two sequences do not pair up.
@@ -48,22 +48,26 @@ def bleu(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -
 
 
 def count_bleu(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> BleuCounts:
-    """Clipped matches, guesses and lengths of every image.
+    """Count clipped matches, guesses and lengths of every image.
 
     Raises:
         ValueError: The two sequences do not pair up.
     """
     check_paired(candidates, references)
     num_images = len(candidates)
+    # All sentences are numbered together, candidates first; `image` maps a sentence to its image.
     image = np.concatenate(
         [np.arange(num_images), np.repeat(np.arange(num_images), [len(captions) for captions in references])]
     )
     ngrams, occurrences = count_ngrams([*candidates, *chain.from_iterable(references)], NUM_ORDERS)
-    matches = [_clipped(found, image, num_images, ngrams.size(n + 1)) for n, found in enumerate(occurrences)]
+    matches = [
+        _clipped_matches(found, image, num_images, ngrams.size(n + 1)) for n, found in enumerate(occurrences)
+    ]
     length = np.array([len(tokens) for tokens in candidates], np.int64)
     guesses = np.maximum(length[:, None] - np.arange(NUM_ORDERS), 0)  # (I, N)
     closest = [
-        _closest(len(tokens), captions) for tokens, captions in zip(candidates, references, strict=True)
+        _closest_length(len(tokens), captions)
+        for tokens, captions in zip(candidates, references, strict=True)
     ]
     return BleuCounts(np.stack(matches, axis=1), guesses, length, np.array(closest, np.int64))
 
@@ -76,15 +80,17 @@ def bleu_of_counts(counts: BleuCounts) -> NDArray[np.float64]:
     return score * np.exp(np.minimum(1 - 1 / ratio, 0.0))[..., None]
 
 
-def _clipped(found: Occurrences, image: Integers, num_images: int, num_ngrams: int) -> Integers:
-    """For one order, how many n-grams of each candidate its references hold, at most as often as one does.
+def _clipped_matches(found: Occurrences, image: Integers, num_images: int, num_ngrams: int) -> Integers:
+    """Count, for one order, the n-grams of each candidate that its references have: (I,).
 
     Candidates are the first `num_images` sentences; `image` maps sentences to images.
     """
+    # One integer for each pair of image and n-gram, by which candidates and references meet.
     pair = image[found.sentence] * num_ngrams + found.ngram
     is_candidate = found.sentence < num_images  # true, then false: occurrences are sorted by sentence
     candidate_pair, candidate_count = pair[is_candidate], found.times[is_candidate]
     place = search(candidate_pair, pair[~is_candidate])
+    # A match counts at most as often as the reference that has the n-gram most often.
     most = np.zeros_like(candidate_count)
     np.maximum.at(most, place[place >= 0], found.times[~is_candidate][place >= 0])
     clipped = np.minimum(most, candidate_count)
@@ -92,5 +98,5 @@ def _clipped(found: Occurrences, image: Integers, num_images: int, num_ngrams: i
     return totals.astype(np.int64)
 
 
-def _closest(length: int, references: Sequence[Tokens]) -> int:
+def _closest_length(length: int, references: Sequence[Tokens]) -> int:
     return min((abs(len(tokens) - length), len(tokens)) for tokens in references)[1]

@@ -4,13 +4,12 @@ For n = 1..4, a caption is a vector of n-gram counts times log(documents / docum
 mean over n and over the references of Σ min(h, r) r / (‖h‖ ‖r‖), h the candidate's weights and r the
 reference's, each times exp(-(length difference)² / 2σ²) with σ = 6, and the whole times 10. The COCO caption
 toolkit calls this "CIDEr": clipped, with the Gaussian penalty, without stemming. As there, a caption's length
-is its number of bigrams, and an n-gram that no document holds weighs as if one did.
+is its number of bigrams, and an n-gram in no document counts as one in a single document.
 
-The document frequencies set the scale, so they are a record that states its source: the references scored
-(the toolkit's "corpus", where an image's score depends on the other images and one image alone scores 0), or
-a fixed set such as the training references, as a reward or the score of a single image needs. Tokens may be
-anything hashable; an end-of-sentence token counts where the caller appends it to candidates and references
-alike.
+The document frequencies set the scale, so they state their source: the references scored (the toolkit's
+"corpus", where an image's score depends on the other images and one image alone scores 0), or a fixed set
+such as the training references, as a reward or the score of a single image needs. Tokens may be anything
+hashable; an end-of-sentence token counts where the caller appends it to candidates and references alike.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -31,7 +30,7 @@ _SCALE = 10.0
 
 
 class _Vectors(NamedTuple):
-    """All references' weights for the n-grams of one order, sorted by image, then by n-gram; V of them."""
+    """The weights of all references for the n-grams of one order, sorted by image, then n-gram; V of them."""
 
     num_ngrams: int
     key: Integers  # (V,) image * num_ngrams + n-gram
@@ -61,12 +60,12 @@ class CiderD:
         self._ngrams, occurrences = count_ngrams(sentences, NUM_ORDERS)
         image = np.repeat(np.arange(len(references)), self._num_references)
         self._vectors = [
-            _cook(found, inverse, image)
+            _build_vectors(found, inverse, image)
             for found, inverse in zip(occurrences, frequencies.inverse(self._ngrams), strict=True)
         ]
 
     def scores(self, candidates: Sequence[tuple[Hashable, Tokens]]) -> Reals:
-        """CIDEr-D (C,), in [0, 10], of C pairs of image id and tokens; an image may come any number of times.
+        """Score C pairs of image id and tokens: (C,), in [0, 10]. An image may have any number of candidates.
 
         Raises:
             ValueError: An image has no references here.
@@ -90,10 +89,12 @@ class CiderD:
         for vectors, found, known, inverse in orders:
             weight, norm = _weigh(found, inverse, len(candidates))
             number = known[found.ngram]
+            # All pairs of a candidate's n-gram with the same n-gram in a reference of the same image; an
+            # n-gram that no reference has gets the key -1, which joins nothing.
             key = np.where(number >= 0, image[found.sentence] * vectors.num_ngrams + number, -1)
-            ours, theirs = _join(key, vectors.key)
-            sentence, reference = found.sentence[ours], vectors.reference[theirs]
-            cosine = np.minimum(weight[ours], vectors.weight[theirs]) * vectors.weight[theirs]
+            left, right = _join(key, vectors.key)
+            sentence, reference = found.sentence[left], vectors.reference[right]
+            cosine = np.minimum(weight[left], vectors.weight[right]) * vectors.weight[right]
             cosine /= norm[sentence] * vectors.norm[reference]
             difference = num_bigrams[sentence] - self._num_bigrams[reference]
             cosine *= np.exp(-(difference**2) / (2 * _SIGMA**2))
@@ -101,12 +102,12 @@ class CiderD:
         return _SCALE * total / (NUM_ORDERS * self._num_references[image])
 
 
-def cider_d(
+def score_cider_d(
     candidates: Sequence[Tokens],
     references: Sequence[Sequence[Tokens]],
     frequencies: DocumentFrequencies | None = None,
 ) -> Score:
-    """CIDEr-D of one candidate per image; `frequencies` default to those of the references ("corpus").
+    """Compute CIDEr-D of one candidate per image; the default `frequencies` are those of the references.
 
     Raises:
         ValueError: The two sequences do not pair up.
@@ -122,13 +123,13 @@ def _count_bigrams(sentences: Sequence[Tokens]) -> Integers:
 
 
 def _weigh(found: Occurrences, inverse: Reals, num_sentences: int) -> tuple[Reals, Reals]:
-    """The weight of every occurrence, and every sentence's norm, or 1 where that is 0 (no division by 0)."""
+    """Return the weight of every occurrence, and every sentence's norm, 1 in place of 0."""
     weight = found.times * inverse[found.ngram]
     norm = np.sqrt(np.bincount(found.sentence, weight**2, minlength=num_sentences))
     return weight, np.where(norm == 0, 1.0, norm)
 
 
-def _cook(found: Occurrences, inverse: Reals, image: Integers) -> _Vectors:
+def _build_vectors(found: Occurrences, inverse: Reals, image: Integers) -> _Vectors:
     weight, norm = _weigh(found, inverse, len(image))
     key = image[found.sentence] * len(inverse) + found.ngram
     order = np.argsort(key, kind="stable")
@@ -136,9 +137,9 @@ def _cook(found: Occurrences, inverse: Reals, image: Integers) -> _Vectors:
 
 
 def _join(wanted: Integers, ordered: Integers) -> tuple[Integers, Integers]:
-    """Places (i, j) of all pairs with wanted[i] == ordered[j]; `ordered` is sorted and may repeat a key."""
+    """Return the indices (i, j) of all pairs with wanted[i] == ordered[j]; only `ordered` is sorted."""
     first = np.searchsorted(ordered, wanted, "left")
     count = np.searchsorted(ordered, wanted, "right") - first
-    ours = np.repeat(np.arange(len(wanted)), count)
-    offset = np.arange(len(ours)) - np.repeat(np.cumsum(count) - count, count)
-    return ours, first[ours] + offset
+    left = np.repeat(np.arange(len(wanted)), count)
+    offset = np.arange(len(left)) - np.repeat(np.cumsum(count) - count, count)
+    return left, first[left] + offset

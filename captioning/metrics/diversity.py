@@ -1,9 +1,9 @@
-"""What reference-based scores do not tell: how long, varied, repetitive and finished captions are.
+"""Statistics that need no references: how long, varied, repetitive and complete captions are.
 
-Everything takes tokens and gives plain numbers, shares in [0, 1]. Captions without tokens count as captions.
-Distinct-n follows Li et al. (NAACL 2016): different n-grams over all n-grams of the corpus, which falls as
-the corpus grows, so compare systems on the same images only. The bad endings are those that captions trained
-on CIDEr alone are known for ("a man riding a horse on a").
+Captions are tokens; shares are in [0, 1]. Captions without tokens count as captions. Distinct-n follows Li et
+al. (NAACL 2016): different n-grams over all n-grams of the corpus, which falls as the corpus grows, so
+compare systems on the same images only. Captions trained on CIDEr alone are known for bad endings ("a man
+riding a horse on a").
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -19,7 +19,7 @@ FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 
 class Diversity(NamedTuple):
-    """Numbers of one set of captions."""
+    """Statistics of one set of captions."""
 
     mean_length: float  # words
     vocabulary: int  # different words used
@@ -28,12 +28,12 @@ class Diversity(NamedTuple):
     novel: float  # share of captions that are not among the training captions
     unique: float  # share of captions that no other image has
     repeated_words: float  # share of captions with a word twice in a row
-    repeated_trigrams: float  # share of captions with three words in a row that come again
+    repeated_trigrams: float  # share of captions in which a trigram occurs twice
     bad_endings: float  # share of captions that end in a function word
 
 
 class Bucket(NamedTuple):
-    """Captions with lengths of first..last words (last None: no limit), and the mean of their scores."""
+    """The number of captions of first..last words (last None: no limit), and the mean of their scores."""
 
     first: int
     last: int | None
@@ -42,7 +42,7 @@ class Bucket(NamedTuple):
 
 
 def measure(captions: Sequence[Tokens], training: Sequence[Tokens] = ()) -> Diversity:
-    """All numbers of `Diversity`; `training` are the captions against which novelty is meant.
+    """Measure captions, and their novelty against the `training` captions.
 
     Raises:
         ValueError: There are no captions.
@@ -72,7 +72,7 @@ def measure(captions: Sequence[Tokens], training: Sequence[Tokens] = ()) -> Dive
 def by_length(
     captions: Sequence[Tokens], per_image: Sequence[float], edges: Sequence[int] = (8, 10, 12, 15)
 ) -> list[Bucket]:
-    """The mean score by length: up to edges[0] - 1 words, edges[0] to edges[1] - 1, and so on.
+    """Compute the mean score by length: up to edges[0] - 1 words, edges[0] to edges[1] - 1, and so on.
 
     Empty buckets are left out.
 

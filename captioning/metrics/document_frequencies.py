@@ -1,12 +1,11 @@
-"""In how many documents (images) each n-gram stands: the weights of CIDEr-D, and where they come from.
+"""In how many documents (images) each n-gram occurs: the weights of CIDEr-D, and their source.
 
 The file is JSON, so that frequencies of a training set can be kept beside a checkpoint:
 ``{"source": …, "num_documents": …, "words": [word, …], "orders": [{"prefix": [], "word": [], "count": []},
-…]}``, where an n-gram of order n is its prefix's place in order n - 1 and its last word's place in ``words``.
+…]}``, where an n-gram of order n is its prefix's index in order n - 1 and its last word's index in ``words``.
 """
 
 import json
-import os
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from captioning.files import write_text
 from captioning.metrics.ngrams import Integers, Ngrams, count_ngrams
 from captioning.metrics.score import Tokens
 
@@ -50,15 +50,16 @@ class DocumentFrequencies:
         return cls(ngrams, tuple(counts), len(documents), source)
 
     def inverse(self, others: Ngrams) -> list[NDArray[np.float64]]:
-        """log(documents / document frequency) of every n-gram of `others`; a frequency of 0 counts as 1."""
+        """Return log(documents / document frequency) of the n-grams of `others`, order by order."""
         weights = []
         for count, number in zip(self.counts, self.ngrams.find(others), strict=True):
             known = np.append(count, 0)[number]  # the number -1 of an unknown n-gram reads the appended 0
+            # An n-gram in no document counts as one in a single document.
             weights.append(np.log(self.num_documents) - np.log(np.maximum(known, 1)))
         return weights
 
     def save(self, path: str | Path) -> None:
-        """Write to a temporary file beside `path`, then rename, so that no reader sees half a file.
+        """Write the JSON file.
 
         Raises:
             TypeError: A word is neither a string nor an integer.
@@ -76,7 +77,7 @@ class DocumentFrequencies:
             "words": words,
             "orders": orders,
         }
-        _replace(Path(path), json.dumps(record, ensure_ascii=False, separators=(",", ":")))
+        write_text(path, json.dumps(record, ensure_ascii=False, separators=(",", ":")))
 
     @classmethod
     def load(cls, path: str | Path) -> "DocumentFrequencies":
@@ -102,15 +103,6 @@ class DocumentFrequencies:
         if len(counts) != NUM_ORDERS or any(count.max(initial=0) > num_documents for count in counts):
             raise ValueError(
                 f"{path} needs {NUM_ORDERS} orders of n-grams, none in more than {num_documents} documents; "
-                "write it anew with DocumentFrequencies.save"
+                "write it again with DocumentFrequencies.save"
             )
         return cls(Ngrams(words, codes), counts, num_documents, source)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
 """METEOR 1.5 (Denkowski and Lavie, 2014) of a corpus and of each image, by its authors' Java program.
 
 The program gets what the COCO caption toolkit gives it (English, ``-norm``, PTB tokens) and returns the
-toolkit's numbers. It runs once per call, over pipes, and is closed and waited for however the call ends.
+toolkit's numbers. It runs once per call, over pipes, and is killed and waited for however the call ends.
 Starting it takes some seconds and up to 2 GB, as it reads its paraphrase table. There is no METEOR in Python
-here: another one would give other numbers.
+here: another implementation would give other numbers.
 """
 
 import subprocess
@@ -24,13 +24,13 @@ _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75  # the program's parameters
 _KINDS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 
 
-def meteor(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Score:
-    """METEOR of one candidate per image against that image's references, all PTB tokens.
+def score_meteor(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Score:
+    """Compute METEOR of one candidate per image against that image's references, all PTB tokens.
 
     Raises:
         MetricUnavailable: Java or the program is missing.
         ValueError: The two sequences do not pair up.
-        RuntimeError: The program stopped; the message ends with its last words.
+        RuntimeError: The program stopped; the message ends with the end of its output.
     """
     check_paired(candidates, references)
     with _program() as program:
@@ -38,6 +38,7 @@ def meteor(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Se
             program.ask(_SEPARATOR.join(["SCORE", *map(_line, captions), _line(tokens)]))
             for tokens, captions in zip(candidates, references, strict=True)
         ]
+        # It answers EVAL with one line an image and one for the corpus.
         first = program.ask(_SEPARATOR.join(["EVAL", *statistics]))
         answers = [first, *(program.read() for _ in candidates)]
     *per_image, corpus = map(float, answers)
@@ -45,8 +46,9 @@ def meteor(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Se
 
 
 def _poolable(line: str) -> list[float]:
-    """Read the 23 statistics of an image; a perfect caption has no chunks where several are pooled."""
+    """Parse the 23 statistics of an image, as they count in a sum over images."""
     values = [float(value) for value in line.split()]
+    # The program counts a perfect caption as one chunk alone, but as none where it pools several images.
     chunks, *matched = values[20:]
     if chunks == 1 and matched == values[:2]:
         values[20] = 0.0
@@ -84,21 +86,21 @@ class _Program:
             self.process.stdin.write(f"{line}\n".encode())
             self.process.stdin.flush()
         except BrokenPipeError:
-            self._complain()
+            self._fail()
         return self.read()
 
     def read(self) -> str:
         assert self.process.stdout is not None
         answer = self.process.stdout.readline().decode().strip()
         if not answer:
-            self._complain()
+            self._fail()
         return answer
 
-    def _complain(self) -> None:
+    def _fail(self) -> None:
         self._errors.seek(0)
-        said = self._errors.read() + (self.process.stdout.read() if self.process.stdout else b"")
-        words = said.decode(errors="replace").strip() or "it said nothing"
-        raise RuntimeError(f"METEOR stopped before it answered; its last words: {words[-500:]}")
+        output = self._errors.read() + (self.process.stdout.read() if self.process.stdout else b"")
+        message = output.decode(errors="replace").strip() or "no output"
+        raise RuntimeError(f"METEOR stopped before it answered; its output ended: {message[-500:]}")
 
 
 @contextmanager
@@ -119,4 +121,4 @@ def _program() -> Iterator[_Program]:
 
 
 def _line(tokens: Sequence[str]) -> str:
-    return " ".join(tokens).replace("|||", "").replace("  ", " ")  # as the toolkit clears its separator
+    return " ".join(tokens).replace("|||", "").replace("  ", " ")  # the toolkit does so too

@@ -20,7 +20,7 @@ Integers = NDArray[np.int64]
 
 
 class Occurrences(NamedTuple):
-    """How often each n-gram of one order stands in each sentence, sorted by sentence, then n-gram."""
+    """How often each n-gram of one order occurs in each sentence, sorted by sentence, then n-gram."""
 
     sentence: Integers  # (E,)
     ngram: Integers  # (E,) number within the order
@@ -28,24 +28,25 @@ class Occurrences(NamedTuple):
 
 
 class Ngrams:
-    """The distinct n-grams of a set of sentences; their numbers are their places in the codes of an order."""
+    """The distinct n-grams of a set of sentences, numbered by their index in the codes of their order."""
 
     def __init__(self, words: dict[Hashable, int], codes: Sequence[Integers]) -> None:
         self.words = words
         self.codes = tuple(codes)
 
     def size(self, order: int) -> int:
-        """How many distinct n-grams of `order` words there are."""
+        """Return how many distinct n-grams of `order` words there are."""
         return len(self.codes[order - 1])
 
     def find(self, others: "Ngrams") -> list[Integers]:
-        """The number here of every n-gram of `others`, order by order; -1 where it is unknown here."""
+        """Return the number here of every n-gram of `others`, order by order; -1 where it is unknown here."""
         found: list[Integers] = []
         word = np.fromiter((self.words.get(word, -1) for word in others.words), np.int64, len(others.words))
         for order, codes in enumerate(others.codes[: len(self.codes)]):
             if order == 0:
                 found.append(word[codes])
                 continue
+            # The number of an n-gram follows from the number of its prefix, found in the order before.
             prefix, last = np.divmod(codes, len(others.words))
             prefix, last = found[-1][prefix], word[last]
             number = search(self.codes[order], prefix * len(self.words) + last)
@@ -54,10 +55,15 @@ class Ngrams:
 
 
 def count_ngrams(sentences: Sequence[Tokens], num_orders: int = 4) -> tuple[Ngrams, list[Occurrences]]:
-    """Number all n-grams of `sentences` and count them: the n-grams, and one `Occurrences` per order."""
+    """Number and count all n-grams of `sentences`.
+
+    Returns:
+        the distinct n-grams, and one `Occurrences` per order.
+    """
     lengths = np.fromiter(map(len, sentences), np.int64, len(sentences))
     words: dict[Hashable, int] = {}
     flat = [words.setdefault(token, len(words)) for tokens in sentences for token in tokens]
+    # All sentences in one row: at each word, the number of the n-gram that starts there and its sentence.
     last_word = np.array(flat, np.int64)
     number = last_word
     sentence = np.repeat(np.arange(len(lengths)), lengths)
@@ -76,7 +82,7 @@ def count_ngrams(sentences: Sequence[Tokens], num_orders: int = 4) -> tuple[Ngra
 
 
 def search(ordered: Integers, wanted: Integers) -> Integers:
-    """The place of each of `wanted` in the sorted, distinct `ordered`; -1 where it is absent."""
+    """Return the index of each of `wanted` in the sorted, distinct `ordered`; -1 where it is absent."""
     if not len(ordered):
         return np.full(wanted.shape, -1, np.int64)
     place = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)

@@ -1,4 +1,4 @@
-r"""The tokens of the COCO caption toolkit, without Java: Penn Treebank, lower-cased, punctuation removed.
+r"""The COCO caption toolkit's tokenizer without Java: Penn Treebank tokens, lower-cased, no punctuation.
 
 The toolkit runs Stanford's PTBTokenizer 3.4.1 (``-preserveLines -lowerCase``) and then drops a list of
 punctuation tokens. The rules here follow what is known of its grammar and were fitted by feeding it captions
@@ -58,9 +58,10 @@ _PLAIN_RUN = re.compile(r"(?:[A-Za-z]+\s+)*[A-Za-z]+(?=\s|$)")
 _SPACE = re.compile(r"\s+")
 
 
-def tokenize(caption: str) -> list[str]:
-    """The tokens of one caption, lower-cased; none where it holds nothing but removed punctuation."""
-    sentence = _SENTENCE.fullmatch(caption)  # nine of ten captions: words and a period
+def ptb_tokenize(caption: str) -> list[str]:
+    """Split one caption into lower-case tokens; a caption of nothing but punctuation has none."""
+    # Nine of ten captions are words and a period, for which no rule needs to be tried.
+    sentence = _SENTENCE.fullmatch(caption)
     if sentence and sentence[2].lower() not in ABBREVIATIONS:
         return _split(caption.lower().replace(".", " "))
     return [token for token in _read(caption) if token not in _REMOVED]
@@ -89,7 +90,7 @@ def _read(caption: str) -> list[str]:
 
 
 def _longest(caption: str, place: int) -> tuple[str, int]:
-    """The token at `place` and where it ends: that of the longest match, the earlier rule's of a tie."""
+    """Return the token at `place` and where it ends: the longest match, of a tie the earlier rule's."""
     rules = RULES_FOR_WORDS if caption[place].isalnum() else RULES_FOR_OTHERS
     matches = [match for rule in rules if (match := rule.match(caption, place))]
     best = max(matches, key=re.Match.end)  # max keeps the first of equals
@@ -97,7 +98,7 @@ def _longest(caption: str, place: int) -> tuple[str, int]:
 
 
 def _normalize(token: str) -> str:
-    """Lower case, and the tokenizer's spellings of brackets, quotes, dashes, currencies, fractions."""
+    """Lower-case a token; spell brackets, quotes, dashes, currencies, fractions as the tokenizer does."""
     token = token.lower()
     if token.isalnum() and token.isascii():
         return token

@@ -1,8 +1,8 @@
-"""Which characters stand together as one token: the shapes of the Penn Treebank tokenizer, for `ptb`.
+"""The rules of the Penn Treebank tokenizer, for `ptb`: which characters form one token.
 
 Each rule is a regular expression whose first group is the token; what it matches after that group is context,
-which must follow and is read again. All rules are tried; the longest match, context included, wins, or the
-earlier one of a tie.
+which must follow but belongs to the next token. All rules are tried; the longest match, context included,
+wins, or the earlier one of a tie.
 """
 
 import re

@@ -14,8 +14,8 @@ _BETA_SQUARED = 1.2**2
 _EMPTY = ("",)
 
 
-def rouge_l(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> Score:
-    """ROUGE-L of one candidate per image against that image's references.
+def score_rouge_l(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> Score:
+    """Compute ROUGE-L of one candidate per image against that image's references.
 
     Raises:
         ValueError: The two sequences do not pair up.
@@ -26,17 +26,19 @@ def rouge_l(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 
 
 def common_subsequence_lengths(candidate: Tokens, references: Sequence[Tokens]) -> list[int]:
-    """The length of the longest common subsequence of `candidate` with each of `references`.
+    """Return the length of the longest common subsequence of `candidate` with each of `references`.
 
-    Bit-parallel (Hyyrö, 2004): bit i of `row` is 0 where the table's row rises at the candidate's word i, so
-    one pass over the reference's words does, on whole integers, what the textbook does cell by cell.
+    Bit-parallel (Hyyrö, 2004): one pass over the reference's words, on whole integers, computes what the
+    textbook computes cell by cell.
     """
+    # The positions of each word of the candidate, as bits.
     places: dict[Hashable, int] = {}
     for i, token in enumerate(candidate):
         places[token] = places.get(token, 0) | 1 << i
     full = (1 << len(candidate)) - 1
     lengths = []
     for reference in references:
+        # Bit i of the row is 0 where the table's row rises at the candidate's word i.
         row = full
         for token in reference:
             if matches := row & places.get(token, 0):

@@ -1,7 +1,7 @@
-"""What every metric takes and gives: aligned captions in, one number for the corpus and one per image out.
+"""The result of a metric, for the corpus and for each image, and the checks of what is scored.
 
 Scores are fractions, as the COCO caption toolkit gives them (CIDEr-D lies in [0, 10], the rest in [0, 1]);
-papers print them times 100. This file scores nothing.
+papers print them times 100.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -10,13 +10,15 @@ from typing import NamedTuple, TypeVar
 Tokens = Sequence[Hashable]
 ImageId = TypeVar("ImageId", bound=Hashable)
 
-_SHOWN = 3
+_NUM_SHOWN = 3  # offenders that a message names
 
 
 class Score(NamedTuple):
-    """One metric: the corpus value, and one value per image in the order of the candidates.
+    """One metric's values.
 
-    `statistics` is what METEOR's program counts of each image; their sum tells the corpus value.
+    corpus: of all images.
+    per_image: in the order of the candidates.
+    statistics: METEOR's counts for each image (23 numbers), from whose sums the corpus value follows.
     """
 
     corpus: float
@@ -25,7 +27,7 @@ class Score(NamedTuple):
 
 
 class MetricUnavailable(RuntimeError):
-    """A metric needs something this machine lacks; the message names it and the remedy."""
+    """A metric needs something that this machine lacks; the message names it and the remedy."""
 
 
 def check_aligned(
@@ -72,6 +74,6 @@ def check_paired(candidates: Sequence[Tokens], references: Sequence[Sequence[Tok
 
 def _refuse(complaint: str, offenders: Sequence[object]) -> None:
     if offenders:
-        shown = ", ".join(repr(offender) for offender in offenders[:_SHOWN])
-        more = ", …" if len(offenders) > _SHOWN else ""
+        shown = ", ".join(repr(offender) for offender in offenders[:_NUM_SHOWN])
+        more = ", …" if len(offenders) > _NUM_SHOWN else ""
         raise ValueError(f"{complaint} {shown}{more} ({len(offenders)} in all)")

@@ -1,14 +1,14 @@
-"""How sure a corpus score is, and whether two systems really differ: resampling over images.
+"""Confidence intervals of corpus scores, and tests whether two systems differ: resampling over images.
 
 `bootstrap` (Efron and Tibshirani, 1993) draws as many images as there are, with replacement, many times over,
 and takes percentiles of the scores of these corpora. `randomization_test` (Noreen, 1989; for translation
 Riezler and Maxwell, 2005) swaps the two systems' outputs at random images and counts how often chance alone
 makes a difference as large as found.
 
-Both take per-image rows whose sum tells the corpus score, and the function from such sums to scores: the mean
-of one column for CIDEr-D, ROUGE-L, SPICE (`mean_rows`); BLEU's counts and METEOR's statistics must be pooled
-before dividing (`bleu_rows`, `meteor_rows`). CIDEr-D's document frequencies stay those of the whole corpus.
-References, and training runs, are not resampled.
+Both take a metric's sufficient statistics: numbers for each image from whose sums the corpus score follows.
+For CIDEr-D, ROUGE-L and SPICE they are the scores themselves (`mean_statistics`); BLEU's and METEOR's counts
+must be pooled before dividing (`bleu_statistics`, `meteor_statistics`). CIDEr-D's document frequencies stay
+those of the whole corpus. References and training runs are not resampled.
 
 Legend: I images, S columns, R resamples.
 """
@@ -27,10 +27,10 @@ Reals = NDArray[np.float64]
 _CHUNK = 100  # resamples at once: 5,000 images then take 4 MB
 
 
-class Rows(NamedTuple):
-    """Per-image rows (I, S), and the function that turns their sums (…, S) into corpus scores (…)."""
+class SufficientStatistics(NamedTuple):
+    """Statistics of each image (I, S), and the function from their sums (…, S) to corpus scores (…)."""
 
-    values: Reals
+    per_image: Reals
     corpus: Callable[[Reals], Reals]
 
 
@@ -43,20 +43,20 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """First system minus second, and how likely chance alone gives a difference this large (two-sided)."""
+    """First system minus second, and the two-sided p-value of a difference this large."""
 
     difference: float
     p_value: float
 
 
-def mean_rows(per_image: Sequence[float]) -> Rows:
-    """Rows of a metric whose corpus score is the mean over images: CIDEr-D, ROUGE-L, SPICE; not METEOR."""
-    values = np.asarray(per_image, np.float64)[:, None]
-    return Rows(values, lambda sums: sums[..., 0] / len(values))
+def mean_statistics(per_image: Sequence[float]) -> SufficientStatistics:
+    """For a metric whose corpus score is the mean over images: CIDEr-D, ROUGE-L, SPICE; not METEOR."""
+    values = np.asarray(per_image, np.float64)[:, None]  # (I, 1)
+    return SufficientStatistics(values, lambda sums: sums[..., 0] / len(values))
 
 
-def bleu_rows(counts: BleuCounts, order: int) -> Rows:
-    """Rows of BLEU-`order` (1..4) from `count_bleu`."""
+def bleu_statistics(counts: BleuCounts, order: int) -> SufficientStatistics:
+    """For BLEU-`order` (1..4), from `count_bleu`."""
     values = np.column_stack(counts).astype(np.float64)  # (I, 2N + 2)
 
     def corpus(sums: Reals) -> Reals:
@@ -65,23 +65,26 @@ def bleu_rows(counts: BleuCounts, order: int) -> Rows:
         )
         return bleu_of_counts(pooled)[..., order - 1]
 
-    return Rows(values, corpus)
+    return SufficientStatistics(values, corpus)
 
 
-def meteor_rows(statistics: Sequence[Sequence[float]]) -> Rows:
-    """Rows of METEOR from what its program says of each image."""
-    return Rows(np.asarray(statistics, np.float64), meteor_of_statistics)
+def meteor_statistics(statistics: Sequence[Sequence[float]]) -> SufficientStatistics:
+    """For METEOR, from `Score.statistics`."""
+    return SufficientStatistics(np.asarray(statistics, np.float64), meteor_of_statistics)
 
 
 def bootstrap(
-    rows: Rows, generator: np.random.Generator, resamples: int = 1000, level: float = 0.95
+    statistics: SufficientStatistics,
+    generator: np.random.Generator,
+    resamples: int = 1000,
+    level: float = 0.95,
 ) -> Interval:
-    """The percentile interval that holds `level` of the resampled corpus scores.
+    """Return the percentile interval that contains `level` of the resampled corpus scores.
 
     Raises:
         ValueError: There are fewer than two images, or `level` is not between 0 and 1.
     """
-    num_images = len(rows.values)
+    num_images = len(statistics.per_image)
     if num_images < 2 or not 0 < level < 1:
         raise ValueError(
             f"needs at least 2 images and a level in (0, 1), not {num_images} images and {level}"
@@ -91,35 +94,44 @@ def bootstrap(
         drawn = (
             generator.integers(num_images, size=(size, num_images)) + np.arange(size)[:, None] * num_images
         )
-        times = np.bincount(drawn.ravel(), minlength=size * num_images).reshape(size, num_images)
-        scores.append(rows.corpus(times @ rows.values))
+        # How often each image is drawn; the product with the statistics is their sum over the drawn images.
+        times = np.bincount(drawn.ravel(), minlength=size * num_images).reshape(size, num_images)  # (R, I)
+        scores.append(statistics.corpus(times @ statistics.per_image))
     low, high = np.quantile(np.concatenate(scores), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(rows.corpus(rows.values.sum(0))), float(low), float(high))
+    score = float(statistics.corpus(statistics.per_image.sum(0)))
+    return Interval(score, float(low), float(high))
 
 
 def randomization_test(
-    first: Rows, second: Rows, generator: np.random.Generator, resamples: int = 1000
+    first: SufficientStatistics,
+    second: SufficientStatistics,
+    generator: np.random.Generator,
+    resamples: int = 1000,
 ) -> Difference:
-    """Compare two systems on the same images, in the same order, by the same metric.
+    """Test whether two systems differ, by approximate randomization.
 
-    The p-value is (1 + number of shuffles at least as far apart) / (1 + resamples), so never 0.
+    Both were scored by the same metric on the same images, in the same order. The p-value is (1 + number of
+    shuffles with at least this difference) / (1 + resamples), so never 0.
 
     Raises:
         ValueError: The systems were scored on different numbers of images.
     """
-    if first.values.shape != second.values.shape:
+    if first.per_image.shape != second.per_image.shape:
         raise ValueError(
-            f"paired systems need the same images, not {len(first.values)} and {len(second.values)} of them"
+            f"paired systems need the same images, not {len(first.per_image)} and {len(second.per_image)} "
+            "of them"
         )
-    change = second.values - first.values
-    sums = first.values.sum(0), second.values.sum(0)
+    change = second.per_image - first.per_image  # (I, S)
+    sums = first.per_image.sum(0), second.per_image.sum(0)
     found = float(first.corpus(sums[0]) - first.corpus(sums[1]))
-    if np.isnan(found):  # SPICE gives no value for some captions: then nothing can be said
+    if np.isnan(found):  # SPICE gives no value for some captions
         return Difference(found, found)
     as_far = 0
     for size in _chunks(resamples):
+        # What swapping random images adds to the first system's sums, and takes from the second's.
         swapped = (generator.random((size, len(change))) < 0.5) @ change  # (R, S)
         shuffled = first.corpus(sums[0] + swapped) - first.corpus(sums[1] - swapped)
+        # Equal differences count, whatever rounding did to them.
         as_far += int((np.abs(shuffled) >= abs(found) - 1e-12).sum())
     return Difference(found, (1 + as_far) / (1 + resamples))
 

@@ -1,7 +1,7 @@
-"""Where Java and the COCO caption toolkit's jars are, or a sentence that says what to install.
+"""Find Java and the COCO caption toolkit's jars, or say what to install.
 
 METEOR and SPICE exist as Java programs only. They come with the package ``pycocoevalcap`` (the extra
-``metrics``), of which nothing but the folder is used: its own wrappers leave processes and files behind when
+``metrics``), of which only the jars are used: its Python wrappers leave processes and files behind when
 interrupted.
 """
 
@@ -15,7 +15,7 @@ _PACKAGE = "pycocoevalcap"
 
 
 def find_java(metric: str) -> str:
-    """The path of the `java` command.
+    """Return the path of the `java` command.
 
     Raises:
         MetricUnavailable: There is none.
@@ -30,7 +30,7 @@ def find_java(metric: str) -> str:
 
 
 def cannot_start(metric: str, error: OSError) -> MetricUnavailable:
-    """Say that the `java` command is there but does not start."""
+    """Return the error for a `java` command that exists but does not start."""
     return MetricUnavailable(
         f"{metric} needs Java, but the command `java` does not start ({error}); install a Java runtime (8 or "
         f"newer) or leave {metric} out of the metrics"
@@ -38,7 +38,7 @@ def cannot_start(metric: str, error: OSError) -> MetricUnavailable:
 
 
 def find_jar(metric: str, *parts: str) -> Path:
-    """The path of a jar inside the toolkit, such as ("meteor", "meteor-1.5.jar").
+    """Return the path of a jar inside the toolkit, such as ("meteor", "meteor-1.5.jar").
 
     Raises:
         MetricUnavailable: The package, or the jar in it, is missing.

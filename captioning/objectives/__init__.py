@@ -1,19 +1,23 @@
-"""Training ideas, one file each: callables (model, batch) -> {"loss": …, other scalars to log}."""
+"""Training objectives, one idea a file: (model, batch) -> the loss and what is logged."""
 
+from captioning.objectives.base import Objective, Terms, TrainingData
 from captioning.objectives.cross_entropy import CrossEntropy
 from captioning.objectives.doubly_stochastic import DoublyStochastic
-from captioning.objectives.hard_attention import HardAttentionObjective
+from captioning.objectives.reinforce import Reinforce
 from captioning.objectives.scheduled_sampling import ScheduledSampling
 from captioning.objectives.self_critical import SelfCritical
 from captioning.objectives.shifted_targets import ShiftedTargets
-from captioning.objectives.topic_guided import TopicGuidedObjective
+from captioning.objectives.topic_supervision import TopicSupervision
 
 __all__ = [
     "CrossEntropy",
     "DoublyStochastic",
-    "HardAttentionObjective",
+    "Objective",
+    "Reinforce",
     "ScheduledSampling",
     "SelfCritical",
     "ShiftedTargets",
-    "TopicGuidedObjective",
+    "Terms",
+    "TopicSupervision",
+    "TrainingData",
 ]

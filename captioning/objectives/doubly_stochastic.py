@@ -1,4 +1,4 @@
-"""Doubly stochastic attention (Xu et al. 2015, section 4.2.1): look at every region about equally often.
+"""Doubly stochastic attention (Xu et al. 2015, section 4.2.1): each region gets about equal attention.
 
     loss = mean over captions of [sum_t NLL_t + lambda * sum_i (target - sum_t alpha_ti)^2]
 
@@ -13,16 +13,20 @@ from torch import Tensor
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Output, real_steps
+from captioning.objectives.base import Objective, Terms
 from captioning.objectives.cross_entropy import CrossEntropy
 
 
-class DoublyStochastic:
+class DoublyStochastic(Objective):
     """Cross-entropy plus the coverage term.
 
     Args:
         weight: lambda; 1 in the paper.
         target: `one`, or `length` for C/L.
         cross_entropy: the first term; `per_caption` as in the paper, so that the weight has its meaning.
+
+    Raises:
+        InputError: another target.
     """
 
     def __init__(self, *, weight: float, target: str, cross_entropy: CrossEntropy) -> None:
@@ -30,15 +34,19 @@ class DoublyStochastic:
             raise InputError(f"objective.target is {target!r}; it is one or length")
         self.weight, self.target, self.cross_entropy = weight, target, cross_entropy
 
-    def __call__(self, model: CaptionModel, batch: Batch) -> dict[str, Tensor]:
-        """Compute the loss; `coverage` is the term before its weight, a mean over captions."""
+    def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
+        """Compute the loss; logs `coverage`, the term before its weight, as a mean over captions."""
         return self.of_output(model, batch, model(batch.features, batch.tokens[:, :-1], batch.mask))
 
-    def of_output(self, model: CaptionModel, batch: Batch, output: Output) -> dict[str, Tensor]:
-        """Compute the loss of an unrolled model, for objectives that add a term to it."""
+    def of_output(self, model: CaptionModel, batch: Batch, output: Output) -> Terms:
+        """Compute the loss from a model's output, for objectives that add a term to it."""
         terms = self.cross_entropy.of_output(model, batch, output)
-        penalty = self.coverage(output, batch)
-        return {**terms, "loss": terms["loss"] + self.weight * penalty, "coverage": penalty.detach()}
+        coverage = self.coverage(output, batch)
+        return Terms(
+            terms.loss + self.weight * coverage,
+            terms.num_words,
+            {**terms.logged, "coverage": coverage.detach()},
+        )
 
     def coverage(self, output: Output, batch: Batch) -> Tensor:
         """Compute the mean over captions of sum_i (target - sum_t alpha_ti)^2.
@@ -48,10 +56,10 @@ class DoublyStochastic:
         """
         if output.attention is None:
             raise InputError("the coverage term needs a model with attention over regions")
-        seen = output.attention.sum(1)  # (B, R)
-        mask = torch.ones_like(seen, dtype=torch.bool) if batch.mask is None else batch.mask
-        target = torch.ones_like(seen)
+        total = output.attention.sum(1)  # (B, R)
+        mask = torch.ones_like(total, dtype=torch.bool) if batch.mask is None else batch.mask
+        target = torch.ones_like(total)
         if self.target == "length":
-            words = real_steps(batch.tokens[:, :-1]).sum(1)
-            target = (words / mask.sum(1))[:, None].expand_as(seen)
-        return ((target - seen) ** 2 * mask).sum(1).mean()
+            words = real_steps(batch.tokens[:, :-1]).sum(1)  # (B,)
+            target = (words / mask.sum(1))[:, None].expand_as(total)
+        return ((target - total) ** 2 * mask).sum(1).mean()

@@ -1,26 +1,27 @@
-"""Learning where to look by REINFORCE (Xu et al. 2015, equations 10 to 13).
+"""REINFORCE for hard attention (Xu et al. 2015, equations 10 to 13).
 
-Where the words t of captions b were said after looks at locations s_bt that the model drew, the bound's
-gradient has a second term for the attention:
+With locations s_bt that the model sampled for the words t of captions b, the gradient of the paper's lower
+bound has a second term, for the attention:
 
     loss = mean_b sum_t [ n_bt + lambda_r (r_bt - baseline_bt)' log alpha_bt(s_bt) - lambda_e H(alpha_bt) ]
 
-n_bt is a word's negative log-likelihood, the prime a stopped gradient, and r_bt the cost that a look answers
-for: `caption`, all words' (the bound); `word`, their mean (the authors' code); `to_go`, this word's and the
-later ones' (the bound too, with less variance); `own`, this word's alone (the least variance; biased, as what
-a look does to later words is left out). A look whose cost is above the baseline loses probability.
+n_bt is a word's negative log-likelihood, and the prime a stopped gradient. r_bt is the cost attributed to a
+location: `caption`, the sum over all words (the bound); `word`, their mean (the authors' code); `to_go`,
+the sum over this word and the later ones (the bound too, with less variance); `own`, this word alone (the
+least variance, but biased: the effect of a location on later words is left out). A location whose cost is
+above the baseline loses probability.
 
-The authors' baseline is a moving `average` of the cost. How hard a caption is then stays in every advantage,
-and on Flickr8k drowned what the draw had done: the attention never left the uniform distribution. `expected`
-is the same words' cost under the expected context with the same dropout, plus what a draw costs on average
-over the batch: it knows the caption and, but for its share in that average, not the draw. That share biases
-the gradient by the order of 1/B, B being the captions of a batch.
+The authors' baseline is a moving `average` of the cost. It leaves the difficulty of each caption in the
+advantage, which on Flickr8k hid the effect of the sampled locations: attention never left the uniform
+distribution. `expected` is the cost of the same words with expected attention and the same dropout, plus
+the batch's mean extra cost of sampling. It depends on the caption but, except through that mean, not on the
+sample; the mean biases the gradient by the order of 1/B, with B captions in a batch.
 
 The doubly stochastic term is left out: whether it reaches the attention in the authors' code is unclear.
-Batches that saw expectations have no draws to learn from.
+Batches with expected attention have no samples to learn from.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +32,7 @@ from torch.nn import functional
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Output
-from captioning.models.hard_attention import seeing_expectations
+from captioning.objectives.base import Objective, Terms, TrainingData
 from captioning.objectives.cross_entropy import score_words
 from captioning.vocabulary import PAD
 
@@ -39,16 +40,19 @@ REWARDS = ("caption", "word", "to_go", "own")
 BASELINES = ("average", "expected")
 
 
-class HardAttentionObjective:
-    """Cross-entropy, the attention's policy gradient and its entropy.
+class Reinforce(Objective):
+    """Cross-entropy, the policy gradient of the attention, and its entropy.
 
     Args:
-        reward_weight: lambda_r; 1 with `caption` or `to_go` rewards is the bound's own gradient. The authors'
-            code says 0.1 on `word` rewards, not divided by the batch as the likelihood is: 6.4 for one of 64.
+        reward_weight: lambda_r; 1 with `caption` or `to_go` is the gradient of the bound itself. The authors'
+            code has 0.1 with `word`, not divided by the batch as the likelihood is: 6.4 here for their 64.
         entropy_weight: lambda_e; 0.002 there, 0.128 by the same count.
-        reward: `caption`, `word`, `to_go` or `own`.
+        reward: the cost attributed to a location: `caption`, `word`, `to_go` or `own`.
         baseline: `average` or `expected`.
         baseline_decay: of the moving average; 0.9 in the paper. 1 keeps the baseline at 0.
+
+    Raises:
+        InputError: another reward or baseline.
     """
 
     def __init__(
@@ -69,57 +73,71 @@ class HardAttentionObjective:
         self.reward, self.baseline, self.baseline_decay = reward, baseline, baseline_decay
         self.average: float | None = 0.0 if baseline_decay == 1 else None
 
-    def __call__(self, model: CaptionModel, batch: Batch) -> dict[str, Tensor]:
-        """Compute the loss.
+    def check(self, model: CaptionModel, data: TrainingData) -> None:
+        """Refuse a model whose attention does not sample locations.
 
         Raises:
-            InputError: the model's attention does not draw locations.
+            InputError: there is nothing for REINFORCE to learn from.
         """
+        if not model.samples_attention:
+            raise InputError(
+                f"objective=reinforce trains sampled attention, and this {type(model).__name__} has none; "
+                "choose model=show_attend_tell_hard, or another objective"
+            )
+
+    def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
+        """Compute the loss; logs `nll` in nats a word and `attention_entropy` in nats a word."""
         real = batch.tokens[:, 1:] != PAD
-        random = _generator_of(batch.tokens.device).get_rng_state()
+        random_state = _generator_of(batch.tokens.device).get_rng_state()
         nll, output = _word_nll(model, batch)
-        if "location_log_prob" not in output.extras:
-            raise InputError("the hard-attention objective needs model=show_attend_tell_hard")
+        location_log_prob, entropy = output.extras["location_log_prob"], output.extras["entropy"]  # (B, T)
         cost = self._cost(nll.detach(), real)
         if self.baseline == "average":
-            advantage = cost - self._moved_average(cost, real)
-        elif not output.extras["location_log_prob"].any():
-            advantage = torch.zeros_like(cost)  # expectations were seen: there is no draw to judge
+            advantage = cost - self._update_average(cost, real)
+        elif not location_log_prob.any():
+            # This batch used expected attention: no location was sampled.
+            advantage = torch.zeros_like(cost)
         else:
-            with torch.no_grad(), _same_random(random, batch.tokens.device), seeing_expectations(model):
+            with (
+                torch.no_grad(),
+                _random_state(random_state, batch.tokens.device),
+                model.expected_attention(),
+            ):
                 advantage = cost - self._cost(_word_nll(model, batch)[0], real)
             advantage = advantage - (advantage * real).sum() / real.sum()
-        advantage = advantage * real
-        policy = (advantage * output.extras["location_log_prob"]).sum(1).mean()
-        entropy = output.extras["entropy"].sum(1).mean()
-        loss = nll.sum(1).mean() + self.reward_weight * policy - self.entropy_weight * entropy
-        tokens = real.sum()
-        return {
-            "loss": loss,
-            "nll": (nll.sum() / tokens).detach(),
-            "attention_entropy": (output.extras["entropy"].sum() / tokens).detach(),
-            "tokens": tokens.to(torch.float32),
-        }
+        advantage = advantage * real  # (B, T)
+        policy = (advantage * location_log_prob).sum(1).mean()
+        loss = nll.sum(1).mean() + self.reward_weight * policy - self.entropy_weight * entropy.sum(1).mean()
+        num_words = real.sum()
+        return Terms(
+            loss,
+            num_words,
+            {
+                "nll": (nll.sum() / num_words).detach(),
+                "attention_entropy": (entropy.sum() / num_words).detach(),
+            },
+        )
 
-    def state(self) -> dict[str, float | None]:
-        """Give the moving average, for a checkpoint."""
-        return {"baseline": self.average}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the moving average."""
+        return {"average": self.average}
 
-    def restore(self, state: dict[str, float | None]) -> None:
-        """Take up the moving average of a checkpoint."""
-        self.average = state["baseline"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the moving average."""
+        self.average = state["average"]
 
     def _cost(self, nll: Tensor, real: Tensor) -> Tensor:
-        """Give what each look is held to account for, from words' costs (B, T), padding 0."""
+        """Attribute a cost to each location (B, T), from the costs of the words (B, T), 0 at padding."""
         if self.reward == "own":
             return nll
         if self.reward == "to_go":
             return nll.flip(1).cumsum(1).flip(1)
-        total = nll.sum(1, keepdim=True)
+        total = nll.sum(1, keepdim=True)  # (B, 1)
         return (total / real.sum(1, keepdim=True) if self.reward == "word" else total).expand_as(nll)
 
-    def _moved_average(self, cost: Tensor, real: Tensor) -> float:
-        """Give the average before this batch, and move it."""
+    def _update_average(self, cost: Tensor, real: Tensor) -> float:
+        """Move the average by this batch's mean cost, and return the average before."""
+        # The same cost stands at every word of a caption, unless it is a word's alone.
         mean = float(
             (cost * real).sum() / real.sum() if self.reward in ("to_go", "own") else cost[:, 0].mean()
         )
@@ -129,25 +147,25 @@ class HardAttentionObjective:
 
 
 def _word_nll(model: CaptionModel, batch: Batch) -> tuple[Tensor, Output]:
-    """Give every word's negative log-likelihood (B, T), padding 0, and the model's output."""
+    """Return the negative log-likelihood of every word (B, T), 0 at padding, and the model's output."""
     output = model(batch.features, batch.tokens[:, :-1], batch.mask)
     logits, targets, real = score_words(model, batch, output)
-    words = functional.cross_entropy(logits, targets, reduction="none")
+    words = functional.cross_entropy(logits, targets, reduction="none")  # (words,)
     return torch.zeros_like(real, dtype=torch.float32).masked_scatter(real, words), output
 
 
 def _generator_of(device: torch.device) -> Any:
-    """Give the part of torch that holds the generator a device draws from."""
+    """Return the module with the functions of the device's random generator, such as `get_rng_state`."""
     return torch if device.type == "cpu" else torch.get_device_module(device)
 
 
 @contextmanager
-def _same_random(state: Tensor, device: torch.device) -> Iterator[None]:
-    """Draw from a generator's earlier state, and go on afterwards as if nothing had been drawn."""
+def _random_state(state: Tensor, device: torch.device) -> Iterator[None]:
+    """Draw from an earlier state of the generator, and go on afterwards as if nothing had been drawn."""
     generator = _generator_of(device)
-    now = generator.get_rng_state()
+    before = generator.get_rng_state()
     generator.set_rng_state(state)
     try:
         yield
     finally:
-        generator.set_rng_state(now)
+        generator.set_rng_state(before)

@@ -1,7 +1,8 @@
-"""Scheduled sampling (Bengio et al. 2015): part of the input words are the model's own, ever more of them.
+"""Scheduled sampling (Bengio et al. 2015): a growing share of the input words is sampled from the model.
 
-Which words are replaced is drawn from the model's distribution under teacher forcing, in a first pass without
-gradient (the parallel form of Mihaylova and Martins 2019), so that the second pass keeps its speed.
+The replacements are drawn from the model's distribution under teacher forcing, in a first pass without
+gradient (the parallel form of Mihaylova and Martins 2019), so that the second pass runs over all words at
+once.
 """
 
 import torch
@@ -10,17 +11,18 @@ from torch import Tensor
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, real_steps
+from captioning.objectives.base import Objective, Terms
 from captioning.objectives.cross_entropy import CrossEntropy
 from captioning.vocabulary import END, PAD, START
 
 
-class ScheduledSampling:
-    """Cross-entropy whose inputs are mixed with the model's own words.
+class ScheduledSampling(Objective):
+    """Cross-entropy whose input words are mixed with sampled ones.
 
     Args:
-        step: by how much the probability that an input word is replaced rises; START never is.
+        step: by how much the probability that an input word is replaced rises; START is never replaced.
         every: epochs between two rises; the first `every` epochs are teacher forcing.
-        most: where the probability stays.
+        most: the largest probability.
         cross_entropy: what is computed on the mixed inputs and the true targets.
 
     Raises:
@@ -37,26 +39,27 @@ class ScheduledSampling:
         self.share = 0.0
 
     def begin_epoch(self, epoch: int) -> None:
-        """Set this epoch's probability (Luo 2018: 0.05 more every 5 epochs, up to 0.25)."""
+        """Set the epoch's probability (Luo 2018: 0.05 more every 5 epochs, up to 0.25)."""
         self.share = min(self.step * (epoch // self.every), self.most)
 
-    def __call__(self, model: CaptionModel, batch: Batch) -> dict[str, Tensor]:
-        """Compute the loss."""
+    def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         inputs = self.mix(model, batch)
         return self.cross_entropy.of_output(model, batch, model(batch.features, inputs, batch.mask))
 
     @torch.no_grad()
     def mix(self, model: CaptionModel, batch: Batch) -> Tensor:
-        """Replace a share of the input words (B, T) by words drawn from the model."""
+        """Return the input words (B, T), a share of them replaced by words drawn from the model."""
         inputs = batch.tokens[:, :-1].clone()
         replaced = (torch.rand(inputs.shape, device=inputs.device) < self.share) & real_steps(inputs)
         replaced[:, 0] = False
         if not replaced.any():
             return inputs
-        said = replaced[:, 1:]  # step t's word is drawn from what the model says at step t - 1
+        # The word at step t is drawn from the distribution at step t - 1.
+        targets = replaced[:, 1:]  # (B, T-1)
         output = model(batch.features, inputs, batch.mask)
-        logits = model.head(output.hidden[:, :-1][said]).float()
-        never = torch.tensor([PAD, START, END], device=logits.device)  # an END inside would cut the caption
-        logits = logits.index_fill(-1, never, -torch.inf)
-        inputs[:, 1:][said] = torch.multinomial(logits.softmax(-1), 1).squeeze(-1)
+        logits = model.head(output.hidden[:, :-1][targets]).float()  # (words, V)
+        # An END inside would cut the caption.
+        excluded = torch.tensor([PAD, START, END], device=logits.device)
+        logits = logits.index_fill(-1, excluded, -torch.inf)
+        inputs[:, 1:][targets] = torch.multinomial(logits.softmax(-1), 1).squeeze(-1)
         return inputs

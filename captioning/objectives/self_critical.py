@@ -2,13 +2,13 @@
 
     loss = - mean over samples k of (r_k - b_k) * sum_t log p(w_t^k)
 
-r is CIDEr-D with document frequencies of the training references; END is a word of every n-gram, which keeps
-captions from ending in "with a". Words are the vocabulary's tokens, not PTB's, in references and samples
-alike. The baseline b_k is the mean reward of the image's other samples
-(`leave_one_out`), or the reward of the greedy caption under evaluation mode (`greedy`, the original).
+r is CIDEr-D with document frequencies of the training references; END counts as a word in every n-gram,
+which keeps captions from ending in "with a". Words are the vocabulary's tokens, not PTB's, in references
+and samples alike. The baseline b_k is the mean reward of the image's other samples (`leave_one_out`), or
+the reward of the greedy caption in evaluation mode (`greedy`, the original).
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,21 +18,27 @@ from captioning.decoding import Decoded, greedy, sample
 from captioning.errors import InputError
 from captioning.metrics import CiderD, DocumentFrequencies
 from captioning.models.base import CaptionModel
+from captioning.objectives.base import Objective, Terms, TrainingData
 from captioning.objectives.cross_entropy import CrossEntropy
 from captioning.vocabulary import END, PAD, Vocabulary, tokenize
 
 
-class SelfCritical:
-    """Policy gradient of CIDEr-D, if wanted mixed with cross-entropy.
+class SelfCritical(Objective):
+    """Policy gradient of CIDEr-D, optionally mixed with cross-entropy.
 
     Args:
         num_samples: captions drawn an image; at least 2 with `leave_one_out`.
         baseline: `leave_one_out` or `greedy`.
         max_words: of a drawn caption.
-        cross_entropy_share: weight of the cross-entropy of one drawn training caption an image; the rest is
-            for the reward. The one is a mean over words, the other a sum over a caption's, so that with ten
-            words a share of 0.2 weighs a word like one of 0.024.
+        cross_entropy_share: weight of the cross-entropy of one random training caption an image; the reward
+            has the rest. Cross-entropy is a mean over words, the reward's term a sum over a caption's words:
+            with ten words, a share of 0.2 weighs a word as a share of 0.024 would if both were sums.
+
+    Raises:
+        InputError: another baseline, or too few samples for it.
     """
+
+    needs_trained_model = True
 
     def __init__(
         self, *, num_samples: int, baseline: str, max_words: int, cross_entropy_share: float
@@ -48,36 +54,48 @@ class SelfCritical:
         self._cider: CiderD | None = None
         self._vocabulary: Vocabulary
 
-    def prepare(self, references: dict[str, Sequence[str]], words: Sequence[str]) -> None:
-        """Cook the training references once; called before training with them and the vocabulary."""
-        cooked: dict[Hashable, list[list[Hashable]]] = {
+    def check(self, model: CaptionModel, data: TrainingData) -> None:
+        """Refuse data of which an item is a caption, as well as sampled attention.
+
+        Raises:
+            InputError: an image would come up once for each of its captions.
+        """
+        super().check(model, data)
+        if data.train_on != "images":
+            raise InputError(
+                "self-critical training captions images, and with data.train_on=captions each comes up as "
+                "often as it has captions; give data.train_on=images"
+            )
+
+    def prepare(self, references: Mapping[str, Sequence[str]], words: Sequence[str]) -> None:
+        """Count the n-grams of the training references, once."""
+        tokens: dict[Hashable, list[list[Hashable]]] = {
             image: [[*tokenize(text), END] for text in texts] for image, texts in references.items()
         }
         frequencies = DocumentFrequencies.of(
-            list(cooked.values()), source="training references, END included"
+            list(tokens.values()), source="training references, END included"
         )
-        self._cider, self._vocabulary = CiderD(cooked, frequencies), Vocabulary(words)
+        self._cider, self._vocabulary = CiderD(tokens, frequencies), Vocabulary(words)
 
-    def __call__(self, model: CaptionModel, batch: Batch) -> dict[str, Tensor]:
-        """Compute the loss; `reward` is the samples' mean CIDEr-D times 100."""
+    def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
+        """Compute the loss; logs `reward`, the mean CIDEr-D times 100, and `nll` if it has a share."""
         drawn = sample(
             model, batch.features, batch.mask, max_words=self.max_words, num_samples=self.num_samples
         )
-        draws = [drawn, *drawn.others]
+        draws = [drawn, *drawn.alternatives]
         rewards = torch.stack([self.rewards(batch.image_ids, draw) for draw in draws])  # (N, B)
-        advantage = (rewards - self._baseline(model, batch, rewards)).to(batch.features.device)
+        advantage = (rewards - self._baseline_rewards(model, batch, rewards)).to(batch.features.device)
         log_probs = torch.stack([draw.log_probs.sum(1) for draw in draws])  # (N, B)
         loss = -(advantage * log_probs).mean()
-        tokens = (drawn.tokens != PAD).sum().to(torch.float32)
-        terms = {"reward": 100 * rewards.mean(), "tokens": tokens}
+        logged = {"reward": 100 * rewards.mean()}
         if self.cross_entropy_share:
-            teacher = CrossEntropy()(model, self._with_any_caption(batch))
-            loss = (1 - self.cross_entropy_share) * loss + self.cross_entropy_share * teacher["loss"]
-            terms["nll"] = teacher["nll"]
-        return {"loss": loss, **terms}
+            terms = CrossEntropy()(model, self._with_random_caption(batch))
+            loss = (1 - self.cross_entropy_share) * loss + self.cross_entropy_share * terms.loss
+            logged["nll"] = terms.logged["nll"]
+        return Terms(loss, (drawn.tokens != PAD).sum(), logged)
 
     def rewards(self, image_ids: Sequence[str], decoded: Decoded) -> Tensor:
-        """CIDEr-D of each caption (B,), END counted as a word where the caption has one."""
+        """Return the CIDEr-D of each caption (B,); END counts as a word where the caption has one."""
         assert self._cider is not None, "prepare() comes first"
         candidates, words = [], self._vocabulary.words
         for image_id, row in zip(image_ids, decoded.tokens.tolist(), strict=True):
@@ -85,13 +103,14 @@ class SelfCritical:
             candidates.append((image_id, tokens))
         return torch.from_numpy(self._cider.scores(candidates)).float()
 
-    def _with_any_caption(self, batch: Batch) -> Batch:
-        """Draw one of each image's training captions as the one to be likely."""
+    def _with_random_caption(self, batch: Batch) -> Batch:
+        """Replace the captions of the batch by a random training caption of each image."""
         drawn = [texts[int(torch.randint(len(texts), ()))] for texts in batch.references]
         captions = [self._vocabulary.encode(text, max_words=self.max_words) for text in drawn]
         return batch._replace(tokens=pad_captions(captions).to(batch.tokens.device))
 
-    def _baseline(self, model: CaptionModel, batch: Batch, rewards: Tensor) -> Tensor:
+    def _baseline_rewards(self, model: CaptionModel, batch: Batch, rewards: Tensor) -> Tensor:
+        """Return the baseline of every sample, (N, B) or (B,), from the samples' rewards (N, B)."""
         if self.baseline == "leave_one_out":
             return (rewards.sum(0) - rewards) / (len(rewards) - 1)
         training = model.training
