@@ -1,22 +1,32 @@
-"""Photographs to numbers: frozen backbones, the HDF5 cache of what they see, and how it is filled."""
+"""Images to numbers: frozen networks, the HDF5 cache of their features, and how it is filled."""
 
-from captioning.features.backbones import Backbone
+from captioning.features.backbone import Backbone
 from captioning.features.bottom_up import BottomUpFiles
 from captioning.features.cache import FeatureCache, check_provenance, verify
-from captioning.features.extraction import Seen, extract
+from captioning.features.extraction import Extractor, Report, extract, extract_missing
+from captioning.features.frozen import FrozenExtractor
+from captioning.features.image_paths import find_images
 from captioning.features.images import read_image
-from captioning.features.regions import RegionDetector
+from captioning.features.region_detector import RegionDetector
+from captioning.features.region_features import RegionFeatures
+from captioning.features.timm_backbone import TimmBackbone
 from captioning.features.writer import CacheWriter
 
 __all__ = [
     "Backbone",
     "BottomUpFiles",
     "CacheWriter",
+    "Extractor",
     "FeatureCache",
+    "FrozenExtractor",
     "RegionDetector",
-    "Seen",
+    "RegionFeatures",
+    "Report",
+    "TimmBackbone",
     "check_provenance",
     "extract",
+    "extract_missing",
+    "find_images",
     "read_image",
     "verify",
 ]

@@ -1,13 +1,14 @@
-"""The published bottom-up features (Anderson et al. 2018): tab-separated files, one image a line.
+"""The published bottom-up features (Anderson et al. 2018): tab-separated files, one image per line.
 
 Columns: image_id, image_w, image_h, num_boxes, boxes, features. The last two are base64 of float32:
-num_boxes × 4 corners in pixels, num_boxes × 2048. Either 10 to 100 boxes an image or always 36; no scores.
-The authors' links are dead: people bring their own copies, which may be cut short or hold an image twice.
+num_boxes × 4 corners in pixels, num_boxes × 2048. Either 10 to 100 boxes per image or always 36; no scores.
+The authors' links are dead: people bring their own copies, which may be truncated or contain an image twice.
 """
 
 import base64
 from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from captioning.errors import InputError
 from captioning.features.cache import Row
-from captioning.features.orders import order_of
+from captioning.features.orders import order_named
 
 COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 
@@ -24,41 +25,56 @@ COLUMNS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 class BottomUpFiles:
     """Published files as a source of rows for `extract`.
 
-    The files hold features and no network: a model trained on them captions only images that they have.
+    The files hold features and no network: a model trained on them captions only images that they contain.
 
     Args:
-        files: the TSV files; of an image that is in several lines, the first counts.
-        regions: R, what every image is padded to: 36, or 100 for the files with 10 to 100 boxes.
-        dim: D.
-        order: `stored`, as the files have them, or `area`, `left_to_right`, `random`; they have no scores.
+        files: the TSV files; of an image in several lines, the first line counts.
+        num_regions: R, to which every image is padded: 36, or 100 for the files with 10 to 100 boxes.
+        feature_dim: D.
+        order: `stored`, as in the files, or `area`, `left_to_right`, `random`; they have no scores.
 
     Raises:
         InputError: another order.
     """
 
     has_boxes = True
+    grid: tuple[int, int] | None = None
 
-    def __init__(self, *, files: Sequence[str], regions: int, dim: int, order: str = "stored") -> None:
+    def __init__(
+        self, *, files: Sequence[str], num_regions: int, feature_dim: int, order: str = "stored"
+    ) -> None:
         if order == "confidence":
             raise InputError(
-                "the published files have no scores; features.extractor.order=stored keeps theirs"
+                "the published files have no scores; set features.extractor.order=stored to keep their order"
             )
-        self._order = None if order == "stored" else order_of(order)
+        self._order = None if order == "stored" else order_named(order)
         self.files = [Path(name) for name in ([files] if isinstance(files, str) else files)]
-        self.regions, self.dim = regions, dim
+        self.num_regions, self.feature_dim = num_regions, feature_dim
         self.missing_weights: list[str] = []
-        # Not the files' names: who adds a file completes the cache.
-        self.provenance = {"architecture": "bottom_up", "regions": regions, "dim": dim, "order": order}
+        self.provenance = self.expected_provenance(
+            num_regions=num_regions, feature_dim=feature_dim, order=order
+        )
 
-    def shape(self) -> tuple[int, int]:
-        """Tell (R, D)."""
-        return self.regions, self.dim
+    @classmethod
+    def expected_provenance(cls, **options: Any) -> dict[str, Any]:
+        """Return what a cache made with these constructor options must record."""
+        # The files' names are left out: somebody who adds a file completes the same cache.
+        return {
+            "architecture": "bottom_up",
+            **{key: value for key, value in options.items() if key != "files"},
+        }
 
     def read_rows(self, wanted: Container[str]) -> Iterator[tuple[str, Row]]:
-        """Read the rows of wanted images, padded to R, as float32.
+        """Read the rows of the wanted images, padded to R, as float32.
+
+        Args:
+            wanted: image ids without file suffix; it may change between two rows.
+
+        Yields:
+            id without file suffix and row, in the order of the files.
 
         Raises:
-            InputError: no files, damaged ones, or rows that don't fit (R, D).
+            InputError: no files, damaged ones, or rows that do not fit (R, D).
         """
         if not self.files:
             raise InputError(
@@ -66,12 +82,12 @@ class BottomUpFiles:
             )
         for path in self.files:
             for image_id, row in read_bottom_up_tsv(path, wanted):
-                num_regions, dim = row.features.shape
-                if num_regions > self.regions or dim != self.dim:
+                num_regions, feature_dim = row.features.shape
+                if num_regions > self.num_regions or feature_dim != self.feature_dim:
                     raise InputError(
-                        f"{path}: image {image_id} has {num_regions} × {dim} features but features.regions "
-                        f"is {self.regions} and features.dim {self.dim}; set features.regions=100 for the "
-                        "files with 10 to 100 boxes"
+                        f"{path}: image {image_id} has {num_regions} × {feature_dim} features but "
+                        f"features.extractor expects at most {self.num_regions} × {self.feature_dim}; set "
+                        "features.extractor.num_regions=100 for the files with 10 to 100 boxes"
                     )
                 yield image_id, self._pad(self._ordered(row))
 
@@ -79,32 +95,32 @@ class BottomUpFiles:
         if self._order is None:
             return row
         assert row.boxes is not None and row.scores is not None
-        places = self._order(torch.from_numpy(row.boxes), torch.from_numpy(row.scores)).numpy()
-        return Row(row.features[places], row.num_regions, row.boxes[places], row.scores[places])
+        order = self._order(torch.from_numpy(row.boxes), torch.from_numpy(row.scores)).numpy()
+        return Row(row.features[order], row.num_regions, row.boxes[order], row.scores[order])
 
     def _pad(self, row: Row) -> Row:
-        beyond = self.regions - row.num_regions
+        missing = self.num_regions - row.num_regions
         assert row.boxes is not None and row.scores is not None
         return Row(
-            np.pad(row.features, ((0, beyond), (0, 0))),
+            np.pad(row.features, ((0, missing), (0, 0))),
             row.num_regions,
-            np.pad(row.boxes, ((0, beyond), (0, 0))),
-            np.pad(row.scores, (0, beyond)),
+            np.pad(row.boxes, ((0, missing), (0, 0))),
+            np.pad(row.scores, (0, missing)),
         )
 
-    def to(self, device: torch.device) -> "BottomUpFiles":
-        """Stay: there is nothing to move."""
+    def to(self, device: torch.device) -> Self:
+        """Do nothing: there is no network to move."""
         return self
 
     def transform(self, image: Image.Image) -> Tensor:
-        """Refuse a new picture.
+        """Refuse a new image.
 
         Raises:
             InputError: always.
         """
         raise InputError(
-            "features=bottom_up come from published files, not from a network that could look at a new "
-            "picture; train with features=faster_rcnn or a grid to caption pictures of your own"
+            "features=bottom_up come from published files, so there is no network that could process a new "
+            "image; train with features=faster_rcnn or a grid to caption images of your own"
         )
 
 
@@ -112,15 +128,15 @@ def read_bottom_up_tsv(path: str | Path, wanted: Container[str] | None = None) -
     """Read a published file line by line.
 
     Args:
-        path: of the TSV file.
-        wanted: ids, without file suffix, of the images to read; others are passed over undecoded.
+        path: the TSV file.
+        wanted: ids, without file suffix, of the images to read; others are skipped without decoding them.
 
     Yields:
         id without file suffix, and a row: features (num_boxes, D) float32, boxes as fractions of the image,
         scores 0.
 
     Raises:
-        InputError: no such file, or a damaged line, by its number.
+        InputError: there is no such file, or a line is damaged; its number is given.
     """
     path = Path(path)
     if not path.is_file():
@@ -138,7 +154,7 @@ def read_bottom_up_tsv(path: str | Path, wanted: Container[str] | None = None) -
             except ValueError as error:  # base64 and number errors are ValueErrors too
                 raise InputError(
                     f"{path} line {number}: {error}; the file is damaged or no bottom-up TSV file; get "
-                    "another copy and run the same command again to go on"
+                    "another copy and run the same command again to continue"
                 ) from error
             yield image_id, row
 
@@ -146,7 +162,7 @@ def read_bottom_up_tsv(path: str | Path, wanted: Container[str] | None = None) -
 def _parse(fields: Sequence[bytes]) -> Row:
     width, height, num_boxes = (int(field) for field in fields[1:4])
     if min(width, height, num_boxes) < 1:
-        raise ValueError(f"{num_boxes} boxes in a picture of {width} × {height} pixels")
+        raise ValueError(f"{num_boxes} boxes in an image of {width} × {height} pixels")
     boxes, features = (
         np.frombuffer(base64.b64decode(field, validate=True), dtype="<f4") for field in fields[4:]
     )

@@ -1,18 +1,20 @@
-"""The HDF5 file that holds the features of every image, written so that a kill at any moment loses nothing.
+"""The HDF5 file that holds the features of every image; no finished row is lost when its writer is killed.
 
-Layout (B stands for the rows of the file; one row an image):
+Layout (B: the rows of the file, one per image):
 
     features  (B, R, D) float16   one row is one uncompressed chunk, so that a row is one read
     image_id  (B,)      text      the table by which rows are found
     rows      (B,)      records   status (0 to do, 1 written, 2 unreadable image), real regions, CRC-32
+    size      (B,)      int64     bytes of the image file, 0 where unknown
     boxes     (B, R, 4) float32   detector regions only: x1 y1 x2 y2 as fractions of width and height
     scores    (B, R)    float32   detector regions only: the detector's confidence, 0 to 1
-    attribute `provenance`        JSON: what made the features (architecture, node, weights, image size, ...)
+    attribute `provenance`        JSON: how the features were made (architecture, weights, grid, ...)
+    attribute `layout`            1
 
-How it survives a kill. All HDF5 structures are written once, synced and renamed into place before the first
-row. From then on rows go straight to their known byte offsets, HDF5 not involved, and a row's record follows
-only when its data is on disk. So the file is a valid HDF5 file at every moment, and a row is either whole or
-still to do.
+How it survives a kill: all HDF5 structures are written once, synced and renamed into place before the first
+row. From then on, rows are written directly to their known byte offsets without HDF5, and a row's record
+follows only when its data is on disk. So the file is valid HDF5 at every moment, and a row is either whole
+or still to do.
 """
 
 import json
@@ -33,7 +35,7 @@ RECORD = np.dtype([("status", "<u1"), ("count", "<u2"), ("checksum", "<u4")])
 
 
 class Row(NamedTuple):
-    """What one image contributes: features (R, D) float16; for detector regions boxes (R, 4), scores (R,)."""
+    """The content of one row: features (R, D) float16; for detector regions boxes (R, 4) and scores (R,)."""
 
     features: np.ndarray
     num_regions: int
@@ -41,7 +43,7 @@ class Row(NamedTuple):
     scores: np.ndarray | None = None
 
     def checksum(self) -> int:
-        """CRC-32 over everything the row stores."""
+        """Return the CRC-32 of features, boxes and scores."""
         checksum = zlib.crc32(np.ascontiguousarray(self.features).view(np.uint8).reshape(-1).data)
         for part in (self.boxes, self.scores):
             if part is not None:
@@ -50,7 +52,12 @@ class Row(NamedTuple):
 
 
 def check_provenance(path: str | Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse features that were made otherwise than the config says.
+    """Refuse features that were made with other options than the expected ones.
+
+    Args:
+        path: the file or checkpoint that records `found`, for the message.
+        found: may have further keys.
+        expected: see `FrozenExtractor.expected_provenance`.
 
     Raises:
         InputError: names the first difference with both values.
@@ -66,7 +73,14 @@ def check_provenance(path: str | Path, found: Mapping[str, Any], expected: Mappi
 
 
 class FeatureCache:
-    """Reads rows by image id; opens the file lazily in each process, so that it can go to loader workers.
+    """Reads rows by image id; every process opens its own handle, so loader workers can share the object.
+
+    Attributes:
+        shape: (R, D).
+        grid: rows and columns of the regions, (H, W); None where regions are boxes.
+        provenance: how the features were made.
+        unreadable: ids of images whose files could not be read.
+        varies_in_count: whether some image has fewer than R regions.
 
     Raises:
         InputError: there is no such file or it is not a feature cache.
@@ -77,6 +91,8 @@ class FeatureCache:
         with open_cache(self.path) as file:
             self.shape: tuple[int, int] = file["features"].shape[1:]
             self.provenance: dict[str, Any] = json.loads(file.attrs["provenance"])
+            grid = self.provenance.get("grid")
+            self.grid: tuple[int, int] | None = (grid[0], grid[1]) if grid else None
             self.has_boxes = "boxes" in file
             ids = [image_id.decode() for image_id in file["image_id"][:]]
             self._records = file["rows"][:]
@@ -108,8 +124,7 @@ class FeatureCache:
         Returns:
             (B, R, D) float16; rows of images with fewer regions end in zeros, see `counts`.
         """
-        # `dataset[list]` walks the whole selection for every row and is a hundred times slower than this
-        # loop.
+        # `dataset[list]` walks the whole selection for every row: a hundred times slower than this loop.
         dataset = self._opened()["features"].id
         features = np.empty((len(image_ids), *self.shape), dtype=np.float16)
         rows = features.view(np.uint8).reshape(len(image_ids), -1)
@@ -118,15 +133,15 @@ class FeatureCache:
         return features
 
     def counts(self, image_ids: Sequence[str]) -> np.ndarray:
-        """Count the real regions of some images: (B,) integers."""
+        """Return the number of real regions of some images: (B,) integers."""
         return self._records["count"][[self._row(image_id) for image_id in image_ids]].astype(np.int64)
 
     def boxes(self, image_id: str) -> np.ndarray:
-        """Read the boxes of one image: (R, 4), x1 y1 x2 y2 as fractions of the image."""
+        """Read the boxes of one image: (R, 4), x1 y1 x2 y2 as fractions of width and height."""
         return self._opened()["boxes"][self._row(image_id)]
 
     def scores(self, image_id: str) -> np.ndarray:
-        """Read the detector's confidences for one image: (R,)."""
+        """Read the detector's confidences for one image: (R,), 0 to 1."""
         return self._opened()["scores"][self._row(image_id)]
 
     def _row(self, image_id: str) -> int:
@@ -139,13 +154,14 @@ class FeatureCache:
             ) from None
 
     def _opened(self) -> h5py.File:
+        # HDF5 handles do not survive a fork.
         if self._file is None or self._process != os.getpid():
             self._file, self._process = open_cache(self.path), os.getpid()
         return self._file
 
 
 class Findings(NamedTuple):
-    """What `verify` found, as image ids."""
+    """Image ids by the state of their rows; `corrupt` has the problem as well."""
 
     good: list[str]
     to_do: list[str]
@@ -154,7 +170,11 @@ class Findings(NamedTuple):
 
 
 def verify(path: str | Path) -> Findings:
-    """Reread every row against the file's own table: checksum, NaN, Inf, rows of only zeros."""
+    """Reread every row and check it for a wrong checksum, NaN, Inf and rows of only zeros.
+
+    Raises:
+        InputError: there is no such file or it is not a feature cache.
+    """
     findings = Findings([], [], [], [])
     with open_cache(Path(path)) as file:
         for index, (key, record) in enumerate(zip(file["image_id"][:], file["rows"][:], strict=True)):

@@ -1,6 +1,22 @@
-"""What every network that sees pictures here has in common: one size of picture, and weights that stay."""
+"""The parent of every extractor: a network with fixed weights that turns images into region features.
 
-from collections.abc import Sequence
+It knows one image size, normalisation, calibration of random weights, and what the feature cache records
+about the network (`provenance`). It has no architecture. An extractor of your own needs a constructor and
+`forward`:
+
+    class MyExtractor(FrozenExtractor):
+        def __init__(self, *, weights: str, image_size: Sequence[int]) -> None:
+            super().__init__(weights=weights, image_size=image_size)
+            self.set_normalisation([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
+            self.network = ...
+            self.freeze(weights)
+            self.measure()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.network(self.normalise(images)).permute(0, 2, 3, 1)  # (B, H, W, D)
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,83 +25,118 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from captioning.features.weights import digest, is_file_name, weights_name
+from captioning.features.region_features import RegionFeatures
+from captioning.features.weights import is_file_name, sha256_prefix, weights_name
 
 
-class FrozenNetwork(nn.Module):
-    """A picture transform, and a network that runs once an image; a subclass sets `network` and `forward`.
+class FrozenExtractor(nn.Module):
+    """Transforms an image, then runs a frozen network on it.
+
+    `forward` takes what `transform` gives, stacked: (B, 3, H, W) bytes. It returns a grid (B, H, W, D),
+    regions without a place (B, R, D), or `RegionFeatures` for detectors; `RegionFeatures.of` accepts all
+    three.
 
     Args:
-        architecture: a name of torchvision's.
-        weights: a torchvision weight name, the path of a state dict, or `random`.
-        image_size: height and width in pixels that every picture is resized to, without keeping its aspect.
+        image_size: height and width in pixels; images are resized to it without keeping their aspect ratio.
+        **options: all other constructor options of the subclass, for `expected_provenance`.
+
+    Attributes:
+        provenance: what the cache records: `expected_provenance` of the options, and what only the built
+            network knows (`weights_sha256`, `grid`). Plain JSON values.
+        num_regions: R.
+        feature_dim: D.
+        grid: rows and columns of the regions, (H, W); None where regions are boxes.
+        missing_weights: layers that the weights file lacks and the features do not need.
     """
 
+    has_boxes = False
     network: Any
+    num_regions: int
+    feature_dim: int
+    grid: tuple[int, int] | None = None
 
-    def __init__(self, *, architecture: str, weights: str, image_size: Sequence[int]) -> None:
+    def __init__(self, *, image_size: Sequence[int], **options: Any) -> None:
         super().__init__()
         self.image_size = (int(image_size[0]), int(image_size[1]))
+        self.provenance = self.expected_provenance(image_size=image_size, **options)
         self.missing_weights: list[str] = []
-        self.provenance: dict[str, Any] = {
-            "architecture": architecture,
-            "weights": weights_name(weights),
-            "image_size": list(self.image_size),
-        }
         self._mean: Tensor
         self._scale: Tensor
+
+    @classmethod
+    def expected_provenance(cls, **options: Any) -> dict[str, Any]:
+        """Return what a cache made with these constructor options must record, without building the network.
+
+        Weights files are compared by name, without their folder; a seed counts only for random weights.
+        """
+        expected = {key: _plain(value) for key, value in options.items()}
+        if "weights" in expected:
+            expected["weights"] = weights_name(expected["weights"])
+            if expected["weights"] != "random":
+                expected.pop("seed", None)
+        return expected
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: the network is frozen."""
         return super().train(False)
 
     def transform(self, image: Image.Image) -> Tensor:
-        """Resize an RGB picture: (3, H, W) bytes."""
+        """Resize an RGB image: (3, H, W) bytes."""
         height, width = self.image_size
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (3, H, W)
 
-    def pixels(self, images: Tensor) -> Tensor:
-        """Normalise bytes (B, 3, H, W) to the range the network was trained on, channels last."""
-        values = (images.float() - self._mean) * self._scale
-        return values.contiguous(memory_format=torch.channels_last)
-
-    def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Set the mean and the deviation of each channel, of values between 0 and 1."""
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Set mean and standard deviation of each channel, for values between 0 and 1."""
+        # Scaled to bytes once here, so that `normalise` is one subtraction and one product.
         mean_of_bytes, std_of_bytes = (torch.tensor(part).view(1, 3, 1, 1) * 255 for part in (mean, std))
         self.register_buffer("_mean", mean_of_bytes, persistent=False)
         self.register_buffer("_scale", 1 / std_of_bytes, persistent=False)
 
-    def freeze(self, weights: str, seed: int, pictures: Tensor) -> None:
-        """Say in `provenance` which weights these are, and stop training them.
+    def normalise(self, images: Tensor) -> Tensor:
+        """Normalise bytes (B, 3, H, W) to the range the network was trained on, in channels-last memory."""
+        values = (images.float() - self._mean) * self._scale
+        return values.contiguous(memory_format=torch.channels_last)
 
-        Random weights get the BatchNorm statistics of the pictures, without which activations explode.
+    def freeze(self, weights: str, calibration: Tensor | None = None) -> None:
+        """Switch off gradients and identify the weights in `provenance`.
 
         Args:
             weights: as given to the constructor.
-            seed: of random weights.
-            pictures: (B, 3, h, w) patches, values 0 to 255 before clamping, at the network's size.
+            calibration: (B, 3, H, W) images, values about 0 to 255, for the BatchNorm statistics of random
+                weights; without it they stay as initialised.
         """
         self.requires_grad_(False).eval()
-        if weights == "random":
-            self.provenance["seed"] = seed
-            self._calibrate(pictures)
+        if weights == "random" and calibration is not None:
+            self._calibrate(calibration)
         elif is_file_name(weights):
-            self.provenance["weights_sha256"] = digest(Path(weights))
+            self.provenance["weights_sha256"] = sha256_prefix(Path(weights))
 
     @torch.no_grad()
-    def _calibrate(self, pictures: Tensor) -> None:
+    def measure(self) -> None:
+        """Find `num_regions`, `feature_dim` and `grid` by a trial run on a black image."""
+        output = self(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
+        if isinstance(output, Tensor) and output.dim() == 4:
+            self.grid = (output.shape[1], output.shape[2])
+            self.provenance["grid"] = list(self.grid)
+        self.num_regions, self.feature_dim = RegionFeatures.of(output).features.shape[1:]
+
+    @torch.no_grad()
+    def _calibrate(self, images: Tensor) -> None:
+        # With the initial statistics (mean 0, variance 1) the activations of a deep random network explode.
         for norm in self.network.modules():
             if isinstance(norm, nn.BatchNorm2d):
-                norm.momentum = None  # the mean over the batches: with one batch, its own statistics
+                norm.momentum = None  # the mean over all batches: with one batch, its own statistics
                 norm.reset_running_stats()
                 norm.train()
-        self(pictures.clamp(0, 255).to(torch.uint8))
+        self(images.clamp(0, 255).to(torch.uint8))
         self.eval()
 
 
-def smooth_pictures(sides: Sequence[int], image_size: Sequence[int], seed: int) -> Tensor:
-    """Draw random pictures from smooth to fine, by the sides of the patches they are blown up from.
+def calibration_images(sides: Sequence[int], image_size: Sequence[int], seed: int) -> Tensor:
+    """Draw random images for `FrozenExtractor.freeze`, one per entry of `sides`.
+
+    Each is blown up from a patch of side × side random pixels: the smaller the side, the smoother the image.
 
     Returns:
         (len(sides), 3, H, W), values about 0 to 255.
@@ -93,4 +144,13 @@ def smooth_pictures(sides: Sequence[int], image_size: Sequence[int], seed: int) 
     generator = torch.Generator().manual_seed(seed)
     patches = [torch.rand(1, 3, side, side, generator=generator) * 255 for side in sides]
     resized = [nn.functional.interpolate(patch, tuple(image_size), mode="bicubic") for patch in patches]
-    return torch.cat(resized)
+    return torch.cat(resized)  # (B, 3, H, W)
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples and config containers into the lists and dicts that JSON knows."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value

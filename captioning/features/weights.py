@@ -13,38 +13,38 @@ from captioning.errors import InputError
 
 
 def is_file_name(weights: str) -> bool:
-    """Tell the path of a state dict, which has a suffix, from the name of published weights."""
+    """Return whether `weights` is the path of a state dict: it has a suffix, a published name has none."""
     return bool(Path(weights).suffix)
 
 
 def weights_name(weights: str) -> str:
-    """Name weights without the folder they lie in, so that a moved file is the same weights."""
+    """Return the name of weights without their folder, so that a moved file counts as the same weights."""
     return Path(weights).name if is_file_name(weights) else weights
 
 
-def digest(path: Path) -> str:
-    """Tell a file by its content: the first 16 hexadecimal digits of its SHA-256."""
+def sha256_prefix(path: Path) -> str:
+    """Return the first 16 hexadecimal digits of a file's SHA-256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def build_published(architecture: str, weights: str) -> Any:
-    """Build a network with weights that torchvision publishes, downloaded once.
+    """Build a network with weights that torchvision publishes; they are downloaded once.
 
     Raises:
-        InputError: no such weights, or they can't be downloaded.
+        InputError: there are no such weights, or they cannot be downloaded.
     """
     choices = torchvision.models.get_model_weights(architecture)
     if weights not in choices.__members__:
         raise InputError(
-            f"{architecture} has no weights {weights!r}; there are {', '.join(choices.__members__)}, "
+            f"{architecture} has no weights {weights!r}; choose one of {', '.join(choices.__members__)}, "
             "the path of a state dict (with its suffix), or random"
         )
     try:
         return torchvision.models.get_model(architecture, weights=choices[weights])
     except OSError as error:
         raise InputError(
-            f"the weights {weights} of {architecture} could not be downloaded ({error}); fetch "
-            f"{choices[weights].url} elsewhere and set features.extractor.weights=<that file>"
+            f"the weights {weights} of {architecture} could not be downloaded ({error}); download "
+            f"{choices[weights].url} on another machine and set features.extractor.weights=<that file>"
         ) from error
 
 
@@ -52,12 +52,12 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
     """Read a state dict.
 
     Raises:
-        InputError: no such file, or no state dict.
+        InputError: there is no such file, or it holds something else.
     """
     if not path.is_file():
         raise InputError(
-            f"there is no weights file {path}; say where it lies: features.extractor.weights=<file>, for "
-            "captioning.caption weights=<file>"
+            f"there is no weights file {path}; set features.extractor.weights=<file>, or weights=<file> for "
+            "captioning.caption"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -76,26 +76,28 @@ def load_state(
     """Load the tensors that a network has; the file may hold more.
 
     Args:
-        network: what is filled.
+        network: receives the tensors.
         state: tensors by name.
-        source: where they come from, for messages.
-        needs: who needs what is missing, for messages.
-        remedy: what to do about it.
+        source: the file they come from, for error messages.
+        needs: for error messages, completes "tensors that ...", for example "resnet18 needs up to node
+            layer2".
+        remedy: for error messages, what to do where tensors are missing.
 
     Raises:
         InputError: a tensor is missing or has another shape.
     """
-    own = network.state_dict()
-    missing = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
+    needed = network.state_dict()
+    # Files of older torch versions lack this counter, and evaluation mode does not read it.
+    missing = [name for name in needed if name not in state and not name.endswith("num_batches_tracked")]
     if missing:
         raise InputError(
-            f"{source} lacks {len(missing)} of the {len(own)} tensors that {needs}, first {missing[0]}; "
+            f"{source} lacks {len(missing)} of the {len(needed)} tensors that {needs}, first {missing[0]}; "
             f"{remedy}"
         )
-    wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
+    wrong = [name for name in needed if name in state and state[name].shape != needed[name].shape]
     if wrong:
         raise InputError(
-            f"{source}: {wrong[0]} is {tuple(state[wrong[0]].shape)} but {needs.partition(' ')[0]} needs "
-            f"{tuple(own[wrong[0]].shape)}; these are weights of another architecture"
+            f"{source}: {wrong[0]} has shape {tuple(state[wrong[0]].shape)} but the network needs "
+            f"{tuple(needed[wrong[0]].shape)}; these are weights of another architecture"
         )
-    network.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
+    network.load_state_dict({name: value for name, value in state.items() if name in needed}, strict=False)

@@ -1,4 +1,4 @@
-"""Fills a feature cache row by row so that a kill at any moment loses nothing (`cache` tells the layout)."""
+"""Fills a feature cache row by row; no finished row is lost when it is killed (layout: see `cache`)."""
 
 import errno
 import fcntl
@@ -24,28 +24,34 @@ from captioning.features.cache import (
     check_provenance,
     open_cache,
 )
+from captioning.files import atomic_write, partial_path
 
-_PATIENCE = 8.0  # seconds for which a killed extraction's loader workers may still hold the file
+_LOCK_TIMEOUT = 8.0  # seconds; the loader workers of a killed extraction may hold the file for a moment
 
 
 class CacheWriter:
-    """Fills a cache, going on where an earlier run stopped.
+    """Fills a cache and continues where an earlier run stopped.
 
     The rows grow in `<path>.partial`, which `finish` renames to `path`. A finished file with the same
-    provenance is completed in place where only rows are missing, and copied into a new one where images were
-    added. Rows of images that are not asked for stay. A picture whose file has another size than when its row
-    was made is another picture, and is to do again.
+    provenance is completed in place where only rows are missing, and copied into a new one where images
+    were added. Rows of images that are not requested stay. If the size of an image file has changed, its
+    row is made again.
 
     Args:
-        path: the finished file's name.
-        image_ids: every image that is asked for; a new file has its rows in this order.
+        path: name of the finished file.
+        image_ids: all requested images; a new file has its rows in this order.
         shape: (R, D) of one row.
         provenance: plain JSON values; see `check_provenance`.
         with_boxes: whether rows have boxes and scores.
-        sizes: of each image's file in bytes, 0 where it is not known; None where there are no such files.
+        sizes: bytes of each image file, 0 where unknown; None where there are no such files.
+
+    Attributes:
+        image_ids: of every row of the file, requested or not.
+        changed: ids of the images whose file size has changed.
 
     Raises:
-        InputError: the file was made otherwise, another process is writing it, or the disk is too small.
+        InputError: the file was made with other options, another process is writing it, or the disk is too
+            small.
     """
 
     def __init__(
@@ -58,13 +64,13 @@ class CacheWriter:
         with_boxes: bool = False,
         sizes: Sequence[int] | None = None,
     ) -> None:
-        self.path, self.partial = Path(path), Path(f"{path}.partial")
+        self.path, self.partial = Path(path), partial_path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.image_ids, self._shape, self._with_boxes = list(image_ids), shape, with_boxes
         self.target = self._prepare(dict(provenance))
-        asked = dict(zip(image_ids, sizes or [0] * len(image_ids), strict=True))
-        self._asked = np.array([key in asked for key in self.image_ids], bool)
-        self._sizes = np.array([asked.get(key, 0) for key in self.image_ids], np.int64)
+        requested = dict(zip(image_ids, sizes or [0] * len(image_ids), strict=True))
+        self._requested = np.array([key in requested for key in self.image_ids], bool)
+        self._sizes = np.array([requested.get(key, 0) for key in self.image_ids], np.int64)
         self._descriptor = os.open(self.target, os.O_RDWR)
         self._lock()
         self._find_offsets()
@@ -78,7 +84,7 @@ class CacheWriter:
         self.close()
 
     def forget(self, image_ids: Sequence[str]) -> None:
-        """Count rows as still to do, because `verify` found them corrupt."""
+        """Mark the rows of some images as still to do."""
         for row, image_id in enumerate(self.image_ids):
             if image_id in image_ids:
                 self._record(row, TO_DO, 0, 0)
@@ -86,15 +92,19 @@ class CacheWriter:
 
     @property
     def to_do(self) -> np.ndarray:
-        """Row numbers of images that are asked for and have no features yet, ascending."""
-        return np.flatnonzero((self.records["status"] != WRITTEN) & self._asked)
+        """Row numbers of requested images that have no features yet, ascending."""
+        return np.flatnonzero((self.records["status"] != WRITTEN) & self._requested)
 
     def write(self, row: int, content: Row) -> None:
-        """Put one image's features into its row; it counts from the next `flush` on."""
+        """Write the features of one image into its row; the row is valid from the next `flush` on.
+
+        Raises:
+            InputError: values that float16 cannot hold, or the disk is full.
+        """
         with np.errstate(over="ignore"):
             content = content._replace(features=content.features.astype(np.float16, copy=False))
         if not np.isfinite(content.features).all():
-            raise InputError("the features hold values that float16 can't: NaN, Inf or beyond ±65504")
+            raise InputError("the features have values that float16 cannot hold: NaN, Inf or beyond ±65504")
         self._put(content.features, self._offsets[row])
         if self._with_boxes:
             assert content.boxes is not None and content.scores is not None
@@ -105,12 +115,12 @@ class CacheWriter:
         self._record(row, WRITTEN, content.num_regions, content.checksum())
 
     def mark_unreadable(self, row: int) -> None:
-        """Note that the image of this row can't be read; a later run tries it again."""
+        """Record that the image of this row cannot be read; a later run tries it again."""
         self._record(row, UNREADABLE, 0, 0)
 
     def flush(self) -> None:
-        """Bring rows to the disk, then the records that declare them valid."""
-        os.fdatasync(self._descriptor)
+        """Sync rows to the disk, then write the records that declare them valid."""
+        os.fdatasync(self._descriptor)  # without it the disk might get a record before its row
         for row, record in self._waiting:
             self._put(np.frombuffer(record, np.uint8), self._rows_at + row * RECORD.itemsize)
         self._waiting.clear()
@@ -124,16 +134,16 @@ class CacheWriter:
             os.replace(self.partial, self.path)
 
     def close(self) -> None:
-        """Leave the file as it is; rows since the last `flush` will be made again."""
+        """Close the file as it is; the next run makes the rows since the last `flush` again."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
 
     def _forget_changed(self) -> list[str]:
-        """Count rows as still to do whose picture has another size now; returns their images."""
+        """Mark the rows of images whose file size has changed as still to do; return the ids."""
         with open_cache(self.target) as file:
             known = file["size"][:] if "size" in file else np.zeros_like(self._sizes)
-        differ = (known != self._sizes) & (known > 0) & (self._sizes > 0)
+        differ = (known != self._sizes) & (known > 0) & (self._sizes > 0)  # 0: unknown
         changed = [
             self.image_ids[row] for row in np.flatnonzero(differ & (self.records["status"] == WRITTEN))
         ]
@@ -142,7 +152,7 @@ class CacheWriter:
         return changed
 
     def _prepare(self, provenance: dict[str, Any]) -> Path:
-        """Decide which file to write: the partial, the finished, or a new one with old rows copied."""
+        """Choose the file to write: the partial one, the finished one, or a new one with old rows copied."""
         for existing in (self.partial, self.path):
             if not existing.exists():
                 continue
@@ -150,13 +160,15 @@ class CacheWriter:
                 check_provenance(existing, json.loads(file.attrs["provenance"]), provenance)
                 if file["features"].shape[1:] != self._shape:
                     raise InputError(
-                        f"{existing} holds {file['features'].shape[1:]} a row, not {self._shape}"
+                        f"{existing} holds rows of shape {file['features'].shape[1:]}, not {self._shape}; "
+                        "delete it, or set features.path=<another>"
                     )
-                held = [key.decode() for key in file["image_id"][:]]
-            known, asked = set(held), self.image_ids
-            self.image_ids = held + [key for key in asked if key not in known]
-            if self.image_ids == held:
+                old_ids = [key.decode() for key in file["image_id"][:]]
+            known = set(old_ids)
+            self.image_ids = old_ids + [key for key in self.image_ids if key not in known]
+            if self.image_ids == old_ids:
                 return existing
+            # HDF5 structures are never changed in place: added images get a new file.
             self._create(self.image_ids, provenance, copy_from=existing)
             return self.partial
         self._create(self.image_ids, provenance)
@@ -173,22 +185,23 @@ class CacheWriter:
                 f"{row_bytes / 1024:.0f} KiB) but {self.path.parent} has {free / 1e9:.2f} GB free; make room "
                 "or set features.path=..."
             )
-        fresh = Path(f"{self.partial}.new")
-        with h5py.File(fresh, "w") as file:
-            file.attrs["layout"], file.attrs["provenance"] = LAYOUT, json.dumps(provenance, sort_keys=True)
-            count = len(image_ids)
-            file.create_dataset("image_id", data=image_ids or None, shape=(count,), dtype=h5py.string_dtype())
-            _allocate(file, "features", (count, *self._shape), np.dtype("<f2"), chunk=(1, *self._shape))
-            file.create_dataset("rows", data=np.zeros(count, RECORD))
-            file.create_dataset("size", data=np.zeros(count, np.int64))
-            if self._with_boxes:
-                _allocate(file, "boxes", (count, self._shape[0], 4), np.dtype("<f4"))
-                _allocate(file, "scores", (count, self._shape[0]), np.dtype("<f4"))
-        with open(fresh, "rb+") as raw:
-            os.fsync(raw.fileno())
-        if copy_from is not None:
-            self._copy_rows(copy_from, fresh)
-        os.replace(fresh, self.partial)
+        with atomic_write(self.partial) as fresh:
+            with h5py.File(fresh, "w") as file:
+                file.attrs["layout"] = LAYOUT
+                file.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
+                self._create_datasets(file, image_ids)
+            if copy_from is not None:
+                self._copy_rows(copy_from, fresh)
+
+    def _create_datasets(self, file: h5py.File, image_ids: list[str]) -> None:
+        count = len(image_ids)
+        file.create_dataset("image_id", data=image_ids or None, shape=(count,), dtype=h5py.string_dtype())
+        _allocate(file, "features", (count, *self._shape), np.dtype("<f2"), chunk=(1, *self._shape))
+        file.create_dataset("rows", data=np.zeros(count, RECORD))
+        file.create_dataset("size", data=np.zeros(count, np.int64))
+        if self._with_boxes:
+            _allocate(file, "boxes", (count, self._shape[0], 4), np.dtype("<f4"))
+            _allocate(file, "scores", (count, self._shape[0]), np.dtype("<f4"))
 
     def _copy_rows(self, source: Path, target: Path) -> None:
         with open_cache(source) as old, h5py.File(target, "r+") as new:
@@ -200,26 +213,27 @@ class CacheWriter:
                             new[name][positions[key]] = old[name][row]
 
     def _lock(self) -> None:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _LOCK_TIMEOUT
         while True:
             try:
                 return fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if time.monotonic() > deadline:
                     self.close()
-                    told = f"another process is writing {self.target}; wait for it to end"
-                    raise InputError(told) from error
+                    message = f"another process is writing {self.target}; wait for it to end"
+                    raise InputError(message) from error
             time.sleep(0.2)
 
     def _find_offsets(self) -> None:
+        # Where in the file each row's bytes lie, so that `write` does not need HDF5.
         with open_cache(self.target) as file:
             self.records = file["rows"][:]
             self._offsets = np.zeros(len(self.records), np.int64)
 
-            def note(chunk: Any) -> None:
+            def store_offset(chunk: Any) -> None:
                 self._offsets[chunk.chunk_offset[0]] = chunk.byte_offset
 
-            file["features"].id.chunk_iter(note)
+            file["features"].id.chunk_iter(store_offset)
             self._rows_at = file["rows"].id.get_offset()
             self._boxes_at = file["boxes"].id.get_offset() if self._with_boxes else 0
             self._scores_at = file["scores"].id.get_offset() if self._with_boxes else 0
@@ -233,13 +247,14 @@ class CacheWriter:
         content = memoryview(np.ascontiguousarray(values).view(np.uint8).reshape(-1).data)
         while content:
             try:
+                # One call may write only a part: at most 2 GiB, or less where the disk fills up.
                 written = os.pwrite(self._descriptor, content, offset)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise InputError(
-                    f"{self.target}: the disk is full; the rows so far are kept, make room and run the same "
-                    "command again to go on"
+                    f"{self.target}: the disk is full; finished rows are kept, make room and run the same "
+                    "command again to continue"
                 ) from error
             content, offset = content[written:], offset + written
 
@@ -247,11 +262,11 @@ class CacheWriter:
 def _allocate(
     file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, chunk: tuple[int, ...] | None = None
 ) -> None:
-    """Create a dataset whose every byte has its place in the file at once (without writing it)."""
+    """Create a dataset whose bytes all get their place in the file now, without being written."""
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    layout.set_obj_track_times(False)  # or two files of the same rows would differ
+    layout.set_obj_track_times(False)  # with times, two files of the same rows would differ
     if chunk is not None and shape[0]:
         layout.set_chunk(chunk)
     space = h5py.h5s.create_simple(shape)
