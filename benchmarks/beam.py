@@ -1,9 +1,9 @@
-"""Milliseconds an image of beam search: ours, batched over images and beams, against one image at a time.
+"""Milliseconds per image of beam search: ours, batched over images and beams, against one image at a time.
 
     python -m benchmarks.beam [--threads 2] [--images 64] [--repeats 5]
 
 Beam 5, 20 steps (END forbidden, so that no caption ends early), vocabulary 5,000, 64 regions of 2048, the
-seed model with random weights.
+post's model with random weights.
 """
 
 import argparse
@@ -35,20 +35,20 @@ def main() -> None:
         for row in range(len(features)):
             beam_search(model, features[row : row + 1], **settings)
 
-    ways = {
+    cases = {
         "batched": (batched, False),
         "batched, bfloat16": (batched, True),
         "one at a time": (one_by_one, False),
         "greedy, batched": (lambda: greedy(model, features, max_words=20), False),
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in cases}
     with torch.no_grad():
         for repeat in range(options.repeats + 1):
-            for name, (way, autocast) in ways.items():
+            for name, (decode, autocast) in cases.items():
                 started = time.perf_counter()
                 with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                    way()
-                if repeat:
+                    decode()
+                if repeat:  # the first round warms up
                     times[name].append(1000 * (time.perf_counter() - started) / options.images)
     reference = statistics.median(times["one at a time"])
     print(f"{options.threads} threads, {options.images} images, median of {options.repeats}")

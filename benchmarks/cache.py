@@ -41,7 +41,7 @@ def main() -> None:
                 ours = cache.read([str(i) for i in chosen])
                 ended = time.perf_counter()
                 assert np.array_equal(reference, ours)
-                if repeat:
+                if repeat:  # the first round warms up
                     times["dataset[list]"].append(1000 * (middle - started))
                     times["FeatureCache.read"].append(1000 * (ended - middle))
     reference_ms = statistics.median(times["dataset[list]"])

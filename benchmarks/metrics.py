@@ -4,8 +4,8 @@
 
 Each image's first caption is scored against its others (5,000 images, BLEU, ROUGE-L, CIDEr-D). Both sides do
 each step on the same captions in turn; the medians of the repeats are compared. The toolkit's steps need the
-extra `metrics`, its tokenizer Java as well; where they are missing, our times stand alone. Without a path the
-captions are made up.
+extra `metrics`, its tokenizer also Java; where they are missing, only our times are printed. Without a path
+the captions are random words.
 """
 
 import argparse
@@ -20,10 +20,10 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from captioning.metrics import CiderD, DocumentFrequencies, tokenize
-from captioning.metrics.bleu import bleu
-from captioning.metrics.cider import cider_d
-from captioning.metrics.rouge import rouge_l
+from captioning.metrics import CiderD, DocumentFrequencies, ptb_tokenize
+from captioning.metrics.bleu import score_bleu
+from captioning.metrics.cider import score_cider_d
+from captioning.metrics.rouge import score_rouge_l
 
 Captions = dict[int, list[str]]
 Steps = dict[str, Callable[[], object]]
@@ -36,7 +36,7 @@ def read(path: Path) -> Captions:
     return captions
 
 
-def make_up(num_images: int) -> Captions:
+def random_captions(num_images: int) -> Captions:
     generator = random.Random(0)
     lexicon = [f"{a}{b}{c}" for a in "bdgklmprst" for b in "aeiou" for c in "lmnrst"]
     weights = [1 / rank for rank in range(1, len(lexicon) + 1)]
@@ -49,16 +49,16 @@ def make_up(num_images: int) -> Captions:
 
 
 def our_steps(captions: Captions) -> Steps:
-    tokens = {image: [tokenize(text) for text in texts] for image, texts in captions.items()}
+    tokens = {image: [ptb_tokenize(text) for text in texts] for image, texts in captions.items()}
     candidates = [sentences[0] for sentences in tokens.values()]
     references = [sentences[1:] for sentences in tokens.values()]
     reward = CiderD(tokens, DocumentFrequencies.of(tokens.values(), source="corpus"))
     batch = [(image, sentence) for image, sentences in list(tokens.items())[:64] for sentence in sentences]
     return {
-        "tokens": lambda: [tokenize(text) for texts in captions.values() for text in texts],
-        "BLEU": lambda: bleu(candidates, references),
-        "ROUGE-L": lambda: rouge_l(candidates, references),
-        "CIDEr-D": lambda: cider_d(candidates, references),
+        "tokens": lambda: [ptb_tokenize(text) for texts in captions.values() for text in texts],
+        "BLEU": lambda: score_bleu(candidates, references),
+        "ROUGE-L": lambda: score_rouge_l(candidates, references),
+        "CIDEr-D": lambda: score_cider_d(candidates, references),
         f"reward of {len(batch)} candidates": lambda: reward.scores(batch),
     }
 
@@ -71,7 +71,7 @@ def toolkit_steps(captions: Captions) -> Steps:
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    joined = {image: [" ".join(tokenize(text)) for text in texts] for image, texts in captions.items()}
+    joined = {image: [" ".join(ptb_tokenize(text)) for text in texts] for image, texts in captions.items()}
     candidates = {image: texts[:1] for image, texts in joined.items()}
     references = {image: texts[1:] for image, texts in joined.items()}
     raw = {image: [{"caption": text} for text in texts] for image, texts in captions.items()}
@@ -110,11 +110,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--captions", type=Path, help="a COCO captions file; made-up captions without it")
+    parser.add_argument("--captions", type=Path, help="a COCO captions file; random words without it")
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    captions = read(options.captions) if options.captions else make_up(options.images)
+    captions = read(options.captions) if options.captions else random_captions(options.images)
     captions = dict(list(captions.items())[: options.images])
     ours, theirs = our_steps(captions), toolkit_steps(captions)
     times: dict[str, dict[str, list[float]]] = {"ours": {}, "theirs": {}}

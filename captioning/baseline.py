@@ -6,38 +6,29 @@ Writes `captions.json`, a result file that `captioning.evaluate results=…` sco
 import logging
 from pathlib import Path
 
-import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from captioning import results
-from captioning.assembly import build_data
-from captioning.data import CaptionDataModule
-from captioning.entry import command
+from captioning.cli import command
+from captioning.evaluation.baselines import global_features
+from captioning.evaluation.results import results_json
 from captioning.files import write_text
+from captioning.training.assembly import build_data
 
 log = logging.getLogger(__name__)
 
 
-def global_features(datamodule: CaptionDataModule, split: str) -> np.ndarray:
-    """Mean of each image's real regions: (images, D) float32, in the records' order."""
-    means = []
-    for batch in datamodule.image_dataloader(split, sealed=True):
-        features = batch.features.float()
-        real = features.new_ones(features.shape[:2]) if batch.mask is None else batch.mask.float()
-        means.append((features * real[..., None]).sum(1) / real.sum(1, keepdim=True))
-    return np.concatenate([mean.numpy() for mean in means])
-
-
 @command("baseline")
 def main(config: DictConfig) -> None:
-    """Run the command."""
-    datamodule = build_data(config, splits=("train", config.split))
-    known, wanted = (global_features(datamodule, split) for split in ("train", config.split))
-    captions = instantiate(config.retrieval)(datamodule.split("train"), known, wanted)
-    image_ids = [record.image_id for record in datamodule.split(config.split)]
+    data = build_data(config, splits=("train", config.split))
+    training_features, features = (
+        global_features(data.image_dataloader(split, without_captions=True))
+        for split in ("train", config.split)
+    )
+    captions = instantiate(config.retrieval)(data.split("train"), training_features, features)
+    image_ids = [record.image_id for record in data.split(config.split)]
     path = Path(config.output_dir) / "captions.json"
-    write_text(path, results.as_json(dict(zip(image_ids, captions, strict=True))))
+    write_text(path, results_json(dict(zip(image_ids, captions, strict=True))))
     log.info(
         "%d captions are in %s; score them with python -m captioning.evaluate results=…", len(captions), path
     )

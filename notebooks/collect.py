@@ -4,7 +4,7 @@
 
 Each folder below the given one is a run: `summary.json` and `.hydra/overrides.yaml` from training, and a `scores.json`
 of `python -m captioning.evaluate` in a folder named after its decoding, such as `beam5`; or it is a comparison, with the
-`scores.json` of `captioning.evaluate compare=[a,b]`. `COMMIT` holds the commit; `TIME`, if there is one, what `time` said of
+`scores.json` of `captioning.evaluate compare=[a,b]`. `COMMIT` holds the commit; `TIME`, if there is one, what `time` printed for
 the training command: threads, seconds on the clock, user and system seconds.
 """
 
@@ -28,12 +28,12 @@ def read_run(folder: Path) -> dict:
         row |= {"threads": int(threads), "minutes": round(clock / 60, 1)}
         row["processor_minutes"] = round(sum(seconds) / 60, 1)
     if (folder / "scores.json").is_file():  # a comparison of two
-        said = json.loads((folder / "scores.json").read_text())
-        return row | {"systems": [system["name"] for system in said["systems"]], "paired": said["paired"]}
-    for scores in sorted(folder.glob("*/scores.json")):
-        (system,) = json.loads(scores.read_text())["systems"]
-        row[scores.parent.name] = {name: system["scores"][name] for name in SHOWN if name in system["scores"]}
-        row[scores.parent.name]["diversity"] = system["diversity"]
+        scores = json.loads((folder / "scores.json").read_text())
+        return row | {"systems": [system["name"] for system in scores["systems"]], "paired": scores["paired"]}
+    for path in sorted(folder.glob("*/scores.json")):
+        (system,) = json.loads(path.read_text())["systems"]
+        row[path.parent.name] = {name: system["scores"][name] for name in SHOWN if name in system["scores"]}
+        row[path.parent.name]["diversity"] = system["diversity"]
     return row
 
 

@@ -1,12 +1,12 @@
-"""How well a topic-guided model predicts topics of images it never saw.
+"""How well a topic-guided model predicts the topics of held-out images.
 
-    python -m benchmarks.held_out_topics runs/topic_guided/<time> [--split val] [--passes 10] [--seed 0]
+    python notebooks/held_out_topics.py runs/topic_guided/<time> [--split val] [--passes 10] [--seed 0]
 
-Fits the training captions' topics again as the objective did (give its `passes` and `seed`, and
---keep-stop-words, where they were not the defaults: a checkpoint does not tell its objective), infers those
-of the held-out images from their captions (they serve as truth here and nowhere else), and prints, for the
-model's prediction and for the mean topic of the training images as the reference: KL(theta || prediction) in
-nats, and how often the most probable topics agree.
+Fits the topics of the training captions again as the objective did (give its `passes` and `seed`, and
+--keep-stop-words, where they were not the defaults), and infers those of the held-out images from their
+captions, which serve as truth here and nowhere else. It prints, for the model's prediction and for the mean
+topic of the training images as the reference: KL(theta || prediction) in nats, and how often the most
+probable topics agree.
 """
 
 import argparse
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from captioning import checkpoint
-from captioning.data.topics import TopicModel
+from captioning.data import CaptionDataModule, TopicModel
 
 
 @torch.no_grad()
-def predict(loaded: checkpoint.Loaded, datamodule, split: str) -> np.ndarray:
-    batches = datamodule.image_dataloader(split, sealed=True)
+def predict(loaded: checkpoint.Loaded, data: CaptionDataModule, split: str) -> np.ndarray:
+    batches = data.image_dataloader(split, without_captions=True)
     logits = [loaded.model.encode(batch.features, batch.mask).topic_logits for batch in batches]
     return torch.cat(logits).softmax(-1).numpy()
 
@@ -39,17 +39,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep-stop-words", action="store_true")
     options = parser.parse_args()
-    loaded = checkpoint.load(checkpoint.locate(options.checkpoint, ("best.ckpt", "last.ckpt")))
-    said, topics = loaded.description, loaded.model.topic_head[-1].out_features
-    datamodule = checkpoint.build(said["data"], words=loaded.vocabulary.words)
-    datamodule.setup()
-    training = [record.captions for record in datamodule.split("train")]
-    fitted = {"passes": options.passes, "seed": options.seed, "stop_words": not options.keep_stop_words}
-    model = TopicModel(training, loaded.vocabulary.words, num_topics=topics, **fitted)
-    theta = model([record.captions for record in datamodule.split(options.split)])
-    mean = np.broadcast_to(model(training).mean(0), theta.shape)
+    loaded = checkpoint.load(checkpoint.locate(options.checkpoint, first=checkpoint.BEST))
+    words = loaded.vocabulary.words
+    data = checkpoint.build_data(loaded.metadata["data"], words=words)
+    data.setup()
+    training = [record.captions for record in data.split("train")]
+    topics = TopicModel(
+        training,
+        words,
+        num_topics=loaded.model.topic_head[-1].out_features,
+        passes=options.passes,
+        stop_words=not options.keep_stop_words,
+        seed=options.seed,
+    )
+    theta = topics([record.captions for record in data.split(options.split)])
+    mean = np.broadcast_to(topics(training).mean(0), theta.shape)
     print(f"{'':24s}{'KL':>8s}{'top-1':>12s}")
-    report("predicted", theta, predict(loaded, datamodule, options.split))
+    report("predicted", theta, predict(loaded, data, options.split))
     report("mean training topic", theta, mean)
 
 

@@ -15,15 +15,17 @@ import torch
 from PIL import Image
 
 from captioning import evaluate
-from captioning.assembly import build_module
-from captioning.comparison import Example, choose, csv_text, names_of, page, pair, score_table, thumbnail
-from captioning.data import CaptionDataModule
+from captioning.data import Annotated
 from captioning.errors import InputError
+from captioning.evaluation import Evaluation, References, compare, read_results, results_json, score
+from captioning.evaluation.comparison import Example, choose, pair, render_page, thumbnail
+from captioning.evaluation.results import system_names
+from captioning.evaluation.scoring import to_json
+from captioning.evaluation.tables import images_csv, score_table
 from captioning.files import write_text
-from captioning.metrics import MetricUnavailable, score_all
-from captioning.metrics.statistics import mean_rows, randomization_test
-from captioning.results import Evaluation, as_json, compare, plain, read_results
-from captioning.results import evaluate as score
+from captioning.metrics import MetricUnavailable, Score, score_all
+from captioning.metrics.statistics import mean_statistics, randomization_test
+from captioning.training.assembly import build_data, build_module
 from tests.conftest import compose_config
 from tests.test_commands import call
 
@@ -41,10 +43,11 @@ GOOD = {
 }
 WEAK = {"1": "a cat", "2": "two men ride bicycles", "b.jpg": "a man on a", "4": "a bus bus"}
 METRICS = ("bleu", "rouge_l", "cider_d")
+NAN_SCORE = Score(math.nan, [0.5, math.nan, 0.1, 0.2])  # as SPICE may give
 
 
 def evaluated(captions: dict[str, str], name: str = "system", **options: Any) -> Evaluation:
-    return score(name, captions, REFERENCES, **{"metrics": METRICS, "resamples": 200, **options})
+    return score(captions, REFERENCES, name=name, **{"metrics": METRICS, "resamples": 200, **options})
 
 
 class TestResultFiles:
@@ -54,15 +57,15 @@ class TestResultFiles:
 
     def test_what_is_written_is_read_back(self, tmp_path: Path) -> None:
         captions = {**GOOD, "2": 'a "dog"\n犬 🐕 </script>'}
-        assert read_results(self.write(tmp_path, as_json(captions)), REFERENCES.keys()) == captions
+        assert read_results(self.write(tmp_path, results_json(captions)), REFERENCES.keys()) == captions
 
     def test_ids_that_are_plain_integers_are_written_as_integers(self) -> None:
         ids = ["1", "-7", "007", "1_000", "1.0", "٣", "", "b.jpg", "9" * 5000]
-        found = [entry["image_id"] for entry in json.loads(as_json(dict.fromkeys(ids, "a dog")))]
+        found = [entry["image_id"] for entry in json.loads(results_json(dict.fromkeys(ids, "a dog")))]
         assert found == [1, -7, *ids[2:]]
 
     def test_captions_come_in_the_order_of_the_references(self, tmp_path: Path) -> None:
-        path = self.write(tmp_path, as_json(dict(reversed(GOOD.items()))))
+        path = self.write(tmp_path, results_json(dict(reversed(GOOD.items()))))
         assert list(read_results(path, REFERENCES.keys())) == list(REFERENCES)
 
     @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ class TestResultFiles:
         ],
     )
     def test_a_wrong_entry_is_named(self, tmp_path: Path, change: object, message: str) -> None:
-        path = self.write(tmp_path, [*json.loads(as_json(GOOD)), change])
+        path = self.write(tmp_path, [*json.loads(results_json(GOOD)), change])
         with pytest.raises(InputError) as error:
             read_results(path, REFERENCES.keys())
         assert str(error.value).startswith(f"{path} has ") and message in str(error.value)
@@ -112,8 +115,12 @@ class TestResultFiles:
         assert message in str(error.value)
 
     def test_empty_captions_are_read_on_demand(self, tmp_path: Path) -> None:
-        path = self.write(tmp_path, as_json({**GOOD, "2": ""}))
+        path = self.write(tmp_path, results_json({**GOOD, "2": ""}))
         assert read_results(path, REFERENCES.keys(), allow_empty=True)["2"] == ""
+
+    def test_images_without_references_may_have_a_caption(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, results_json({**GOOD, "9": "a cat"}))
+        assert read_results(path, REFERENCES.keys(), optional={"9", "10"}) == GOOD
 
     def test_several_mistakes_come_in_one_message_with_counts(self, tmp_path: Path) -> None:
         entries = [{"image_id": i, "caption": "a"} for i in range(10, 15)] + [{"image_id": 1, "caption": ""}]
@@ -158,10 +165,10 @@ class TestResultFiles:
 
 class TestScores:
     def test_scores_are_those_of_the_metrics_inside_their_intervals(self) -> None:
-        said = plain(evaluated(GOOD))["scores"]
+        found = to_json(evaluated(GOOD))["scores"]
         expected = score_all(METRICS, GOOD, REFERENCES)
-        assert said.keys() == expected.keys()
-        for metric, values in said.items():
+        assert found.keys() == expected.keys()
+        for metric, values in found.items():
             assert values["score"] == pytest.approx(100 * expected[metric].corpus, abs=1e-4)
             assert values["low"] <= values["score"] <= values["high"]
 
@@ -171,19 +178,19 @@ class TestScores:
             assert interval.score == pytest.approx(evaluation.scores[metric].corpus)
 
     def test_one_image_has_scores_without_intervals(self) -> None:
-        said = plain(score("one", {"1": "a dog"}, {"1": REFERENCES["1"]}, metrics=("bleu",)))
-        assert said["scores"]["bleu_1"]["low"] is None and said["scores"]["bleu_1"]["score"] > 0
+        found = to_json(score({"1": "a dog"}, {"1": REFERENCES["1"]}, metrics=("bleu",)))["scores"]
+        assert found["bleu_1"]["low"] is None and found["bleu_1"]["score"] > 0
 
     def test_the_seed_decides_the_intervals(self) -> None:
         assert evaluated(GOOD, seed=3).intervals == evaluated(GOOD, seed=3).intervals
 
     def test_novelty_is_unknown_without_training_captions(self) -> None:
-        assert plain(evaluated(GOOD))["diversity"]["novel"] is None
+        assert to_json(evaluated(GOOD))["diversity"]["novel"] is None
         training = ["Two men, ride!", "A dog."]
-        assert plain(evaluated(GOOD, training=training))["diversity"]["novel"] == 0.75
+        assert to_json(evaluated(GOOD, training=training))["diversity"]["novel"] == 0.75
 
     def test_what_has_no_value_does_not_differ_significantly(self) -> None:
-        first, second = mean_rows([0.5, math.nan, 0.1]), mean_rows([0.4, 0.3, 0.1])
+        first, second = mean_statistics([0.5, math.nan, 0.1]), mean_statistics([0.4, 0.3, 0.1])
         test = randomization_test(first, second, np.random.default_rng(0), 50)
         assert math.isnan(test.difference) and math.isnan(test.p_value)
         one = evaluated(GOOD, metrics=("rouge_l",))
@@ -194,7 +201,7 @@ class TestScores:
         def lacking(*_: object) -> None:
             raise MetricUnavailable("METEOR needs Java")
 
-        monkeypatch.setattr("captioning.metrics.meteor", lacking)
+        monkeypatch.setattr("captioning.metrics.score_meteor", lacking)
         evaluation = evaluated(GOOD, metrics=("meteor", "cider_d"))
         assert list(evaluation.scores) == ["cider_d"] and evaluation.unavailable == {
             "meteor": "METEOR needs Java"
@@ -203,14 +210,10 @@ class TestScores:
 
     def test_nan_becomes_null(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
-            "captioning.results.score_all", lambda names, *_: {n: _nan_score() for n in names}
+            "captioning.evaluation.scoring.score_all", lambda names, *_: {name: NAN_SCORE for name in names}
         )
-        assert (
-            json.loads(json.dumps(plain(evaluated(GOOD, metrics=("spice",))), allow_nan=False))["scores"][
-                "spice"
-            ]["score"]
-            is None
-        )
+        written = json.dumps(to_json(evaluated(GOOD, metrics=("spice",))), allow_nan=False)
+        assert json.loads(written)["scores"]["spice"]["score"] is None
 
     def test_unknown_metrics_are_refused(self) -> None:
         with pytest.raises(
@@ -222,18 +225,12 @@ class TestScores:
 
     def test_the_csv_has_a_line_an_image(self) -> None:
         captions = {**GOOD, "2": 'two "men",\nand bikes'}
-        lines = list(csv.DictReader(io.StringIO(csv_text([evaluated(captions)]), newline="")))
+        lines = list(csv.DictReader(io.StringIO(images_csv([evaluated(captions)]), newline="")))
         assert {line["image_id"]: line["caption"] for line in lines} == captions and lines[1]["words"] == "4"
-        both = list(csv.DictReader(io.StringIO(csv_text([evaluated(GOOD), evaluated(WEAK)]), newline="")))
+        both = list(csv.DictReader(io.StringIO(images_csv([evaluated(GOOD), evaluated(WEAK)]), newline="")))
         assert both[0]["caption_second"] == "a cat" and float(both[0]["cider_d_second"]) < float(
             both[0]["cider_d_first"]
         )
-
-
-def _nan_score() -> Any:
-    from captioning.metrics import Score
-
-    return Score(math.nan, [0.5, math.nan, 0.1, 0.2])
 
 
 class TestComparison:
@@ -248,9 +245,9 @@ class TestComparison:
         )
 
     def test_names_tell_files_apart(self) -> None:
-        assert names_of(["x/greedy.json", "y/beam.json"]) == ["greedy", "beam"]
-        assert names_of(["runs/x/captions.json", "runs/y/captions.json"]) == ["x/captions", "y/captions"]
-        assert names_of(["a.json", "a.json"]) == ["a (1)", "a (2)"]
+        assert system_names(["x/greedy.json", "y/beam.json"]) == ["greedy", "beam"]
+        assert system_names(["runs/x/captions.json", "runs/y/captions.json"]) == ["x/captions", "y/captions"]
+        assert system_names(["a.json", "a.json"]) == ["a (1)", "a (2)"]
 
     @pytest.mark.parametrize(
         ("limit", "better", "worse"), [(100, 6, 4), (8, 4, 4), (4, 2, 2), (9, 5, 4), (1, 1, 0), (0, 0, 0)]
@@ -263,7 +260,7 @@ class TestComparison:
         ]
 
     def test_scores_of_nan_count_as_zero(self) -> None:
-        evaluation = evaluated(GOOD)._replace(scores={"spice": _nan_score()})
+        evaluation = evaluated(GOOD)._replace(scores={"spice": NAN_SCORE})
         assert [
             example.scores[1]
             for example in pair([evaluation] * 2, REFERENCES, dict.fromkeys(REFERENCES, Path()), "spice")
@@ -310,7 +307,7 @@ class TestPage:
         paths = {image_id: folder / f"{image_id}.png" for image_id in REFERENCES}
         examples = choose(pair([first, second], REFERENCES, paths, "cider_d"), 200)
         tables = [score_table([first, second], compare(first, second))]
-        return page(
+        return render_page(
             examples, names=("a <b>", "weak"), data="toy & val", metric="cider_d", tables=tables, total=4
         )
 
@@ -345,7 +342,7 @@ class TestPage:
         assert links and all(link.startswith("data:image/jpeg;base64,") for link in links)
         assert "default-src 'none'" in (parsed.of("meta")[2]["content"] or "") and not parsed.of("link")
 
-    def test_pictures_are_small_and_missing_ones_told(self, tmp_path: Path) -> None:
+    def test_pictures_are_small_and_missing_ones_are_named(self, tmp_path: Path) -> None:
         text = self.build(tmp_path)
         [image] = Parsed(text).of("img")
         content = base64.b64decode((image["src"] or "").partition(",")[2])
@@ -366,12 +363,10 @@ class TestPage:
 @pytest.fixture(scope="module")
 def checkpoint(toy_root: Path, toy_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of an untrained model on the toy data."""
-    from captioning.assembly import build_data
-
     config = compose_config(
         "train", *toy_overrides, "output_dir=none", "data.reader.root=" + str(toy_root / "toy")
     )
-    data: CaptionDataModule = build_data(config)
+    data = build_data(config)
     torch.manual_seed(0)
     module = build_module(config, data)
     content: dict[str, Any] = {"state_dict": module.state_dict()}
@@ -430,11 +425,9 @@ class TestCommand:
 
     def test_a_result_file_scores_as_the_model_that_wrote_it(self, checkpoint: Path, tmp_path: Path) -> None:
         options = f"checkpoint={checkpoint}", "allow_empty=true"
-        own = evaluate.evaluate_model(configured(tmp_path, *options))
-        found = evaluate.evaluate_file(
-            configured(tmp_path, *options, f"results={tmp_path / 'captions.json'}")
-        )
-        assert found.scores == own.scores and found.diversity == own.diversity and found.name == "captions"
+        [model] = evaluate.evaluate(configured(tmp_path, *options))
+        [file] = evaluate.evaluate(configured(tmp_path, *options, f"results={tmp_path / 'captions.json'}"))
+        assert file.scores == model.scores and file.diversity == model.diversity and file.name == "captions"
 
     def test_a_mistake_leaves_no_file(self, checkpoint: Path, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text('[{"image_id": 5, "caption": NaN}]')
@@ -453,7 +446,7 @@ class TestCommand:
     def test_the_seed_decides_what_is_sampled(self, checkpoint: Path, tmp_path: Path) -> None:
         def captions(seed: int) -> dict[str, str]:
             options = f"checkpoint={checkpoint}", "decoding=nucleus", f"seed={seed}"
-            return evaluate.evaluate_model(configured(tmp_path, *options)).captions
+            return evaluate.evaluate(configured(tmp_path, *options))[0].captions
 
         assert captions(1) == captions(1) != captions(2)
 
@@ -466,23 +459,48 @@ class TestCommand:
             f"data_root={toy_root}",
             "data.reader.scenes={train: 24, val: 8, test: 8}",
         ]
-        own = evaluate.evaluate_model(configured(tmp_path, options[0]))
-        assert evaluate.evaluate_model(configured(tmp_path, *options)).captions == own.captions
+        [given] = evaluate.evaluate(configured(tmp_path, *options))
+        [described] = evaluate.evaluate(configured(tmp_path, options[0]))
+        assert given.captions == described.captions
 
     def test_beam_search_takes_words_as_words(self, checkpoint: Path, tmp_path: Path) -> None:
         options = f"checkpoint={checkpoint}", "decoding=beam", "decoding.required=[circle]"
-        captions = evaluate.evaluate_model(configured(tmp_path, *options)).captions
+        captions = evaluate.evaluate(configured(tmp_path, *options))[0].captions
         assert all("circle" in caption.split() for caption in captions.values())
 
-    def test_further_hypotheses_are_written_beside_the_captions(
-        self, checkpoint: Path, tmp_path: Path
+    def test_model_options_reach_the_model(self, checkpoint: Path, tmp_path: Path) -> None:
+        for options, message in (
+            ("{encoder.output_dim: 9}", "the weights do not fit the model"),
+            ("{depth: 2}", "model_options has 'depth', which the model does not have"),
+        ):
+            with pytest.raises(InputError, match=message):
+                evaluate.evaluate(
+                    configured(tmp_path, f"checkpoint={checkpoint}", f"model_options={options}")
+                )
+
+    def test_a_trusted_package_may_bring_the_reader(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        (tmp_path / "mine.py").write_text("from captioning.data import read_toy as read\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        content = torch.load(checkpoint, weights_only=True)
+        content["captioning"]["data"]["reader"]["_target_"] = "mine.read"
+        torch.save(content, tmp_path / "mine.ckpt")
+        options = f"checkpoint={tmp_path / 'mine.ckpt'}", "trust=[mine]"
+        [found] = evaluate.evaluate(configured(tmp_path, *options))
+        results = f"results={tmp_path / 'captions.json'}", "allow_empty=true"
+        assert evaluate.evaluate(configured(tmp_path, *options, *results))[0].scores == found.scores
+        for untrusted in ((), results):
+            with pytest.raises(InputError, match=r"names mine.read as its reader.*give trust=\[mine\]"):
+                evaluate.evaluate(configured(tmp_path, options[0], *untrusted))
+
+    def test_alternatives_are_written_beside_the_captions(self, checkpoint: Path, tmp_path: Path) -> None:
         options = f"checkpoint={checkpoint}", "decoding=beam", "decoding.num_best=3"
-        evaluate.evaluate_model(configured(tmp_path, *options))
-        others = json.loads((tmp_path / "others.json").read_text())
+        evaluate.evaluate(configured(tmp_path, *options))
+        alternatives = json.loads((tmp_path / "alternatives.json").read_text())
         captions = json.loads((tmp_path / "captions.json").read_text())
-        assert [entry["image_id"] for entry in others] == [entry["image_id"] for entry in captions]
-        for entry, first in zip(others, captions, strict=True):
+        assert [entry["image_id"] for entry in alternatives] == [entry["image_id"] for entry in captions]
+        for entry, first in zip(alternatives, captions, strict=True):
             assert len({first["caption"], *entry["captions"]}) == 3
 
     def test_files_are_compared_with_nothing_but_data(self, toy_root: Path, tmp_path: Path) -> None:
@@ -502,9 +520,9 @@ class TestCommand:
     ) -> None:
         stored = tmp_path / "train.json"
         common = f"checkpoint={checkpoint}", "document_frequencies=training"
-        evaluate.evaluate_model(configured(tmp_path / "a", *common, f"save_document_frequencies={stored}"))
-        said = json.loads((tmp_path / "a" / "scores.json").read_text())
-        assert said["document_frequencies"] == "toy train"
+        evaluate.evaluate(configured(tmp_path / "a", *common, f"save_document_frequencies={stored}"))
+        written = json.loads((tmp_path / "a" / "scores.json").read_text())
+        assert written["document_frequencies"] == "toy train"
         content = json.loads((toy_root / "toy" / "captions_val.json").read_text())
         one = content["images"][0]["id"]
         content["images"] = content["images"][:1]
@@ -513,13 +531,13 @@ class TestCommand:
         caption = content["annotations"][0]["caption"]
         (tmp_path / "result.json").write_text(json.dumps([{"image_id": one, "caption": caption}]))
         options = f"results={tmp_path / 'result.json'}", f"references={tmp_path / 'one.json'}"
-        alone = evaluate.evaluate_file(configured(tmp_path / "b", *options))
-        weighed = evaluate.evaluate_file(
-            configured(tmp_path / "c", *options, f"document_frequencies={stored}")
-        )
+        [alone] = evaluate.evaluate(configured(tmp_path / "b", *options))
+        [weighed] = evaluate.evaluate(configured(tmp_path / "c", *options, f"document_frequencies={stored}"))
         assert alone.scores["cider_d"].corpus == 0 and weighed.scores["cider_d"].corpus > 1
-        with pytest.raises(InputError, match="can't be read"):
-            evaluate.evaluate_file(configured(tmp_path / "d", *options, "document_frequencies=no.json"))
+        with pytest.raises(
+            InputError, match=r"document_frequencies=no.json can't be read .*; make such a file"
+        ):
+            evaluate.evaluate(configured(tmp_path / "d", *options, "document_frequencies=no.json"))
 
     def test_references_may_be_a_coco_file(self, toy_root: Path, tmp_path: Path) -> None:
         options = (
@@ -530,6 +548,22 @@ class TestCommand:
         assert len(references.captions) == 8 and references.training == []
         assert all(record.path.is_file() for record in references.records.values())
 
+    def test_images_without_captions_are_not_scored(self) -> None:
+        records = [Annotated(str(i), Path(), "val", ("a dog",) * (i % 2)) for i in range(4)]
+        references = References.of("mine", records, "val")
+        assert list(references.captions) == ["1", "3"] and references.without_captions == {"0", "2"}
+        with pytest.raises(
+            InputError, match="no image of mine val has a caption, so there is nothing to score"
+        ):
+            References.of("mine", records[::2], "val")
+
+    def test_training_frequencies_need_training_captions(self) -> None:
+        records = [Annotated("1", Path("1.jpg"), "val", ("a dog",))]
+        with pytest.raises(
+            InputError, match="document_frequencies=training needs data with training captions"
+        ):
+            References.of("mine", records, "val").with_frequencies("training")
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -538,6 +572,7 @@ class TestCommand:
             (["compare=[a]"], r"compare=['a'] must be a list of two files"),
             (["compare=a.json"], "compare=a.json must be a list of two files"),
             (["results=a", "page_images=null"], "page_images=None must be a whole number from 1"),
+            (["results=a", "resamples=0"], "resamples=0 must be a whole number from 1"),
             (["checkpoint=a", "references=b"], "references= goes with results= or compare="),
             (["results=a", "metrics=cider"], "metrics=['cider'] has ['cider']"),
             (["results=a", "metrics=[cider]"], "metrics=['cider'] has ['cider']"),
@@ -568,14 +603,14 @@ class TestCommand:
         ):
             evaluate.read_references(configured(tmp_path, f"checkpoint={checkpoint}", "split=tset"))
 
-    def test_data_that_moved_are_told_with_the_remedy(self, checkpoint: Path, tmp_path: Path) -> None:
+    def test_data_that_moved_are_named_with_the_remedy(self, checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(
             InputError, match=r"there is no feature file gone.h5; make it .*give features_path=…"
         ):
-            evaluate.evaluate_model(configured(tmp_path, f"checkpoint={checkpoint}", "features_path=gone.h5"))
+            evaluate.evaluate(configured(tmp_path, f"checkpoint={checkpoint}", "features_path=gone.h5"))
         content = torch.load(checkpoint, weights_only=True)
         content["captioning"]["data"]["reader"] = {
-            "_target_": "captioning.data.own.read_pairs",
+            "_target_": "captioning.data.read_pairs",
             "_partial_": True,
             "file": "gone.csv",
         }
@@ -583,8 +618,8 @@ class TestCommand:
         with pytest.raises(
             InputError, match=r"there is no annotation file gone.csv; .*: give data=… \(and features=…"
         ):
-            evaluate.evaluate_model(configured(tmp_path, f"checkpoint={tmp_path / 'moved.ckpt'}"))
+            evaluate.evaluate(configured(tmp_path, f"checkpoint={tmp_path / 'moved.ckpt'}"))
         content["captioning"]["data"]["surplus"] = 1
         torch.save(content, tmp_path / "old.ckpt")
         with pytest.raises(InputError, match=r"unexpected keyword argument 'surplus'.*: give data=…"):
-            evaluate.evaluate_model(configured(tmp_path, f"checkpoint={tmp_path / 'old.ckpt'}"))
+            evaluate.evaluate(configured(tmp_path, f"checkpoint={tmp_path / 'old.ckpt'}"))

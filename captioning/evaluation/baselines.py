@@ -1,75 +1,84 @@
-"""Captions without a caption model: the baselines that keep everybody honest.
+"""Captions without a caption model: what any model has to beat.
 
-Functions (training records, their features, features of the pictures to caption, *, …) -> captions. They take
-captions of training images only.
+Baselines are functions (training records, their features, features of the images to caption, *, …) ->
+captions, configured by `conf/retrieval`. They return captions of training images only.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from captioning.data.annotations import Annotated
+from captioning.data.dataset import Batch
+from captioning.data.records import Annotated
 from captioning.errors import InputError
-from captioning.metrics import CiderD, DocumentFrequencies
+from captioning.metrics import score_agreement
+from captioning.models.encoder import masked_mean
 from captioning.vocabulary import tokenize
 
-BLOCK = 256  # pictures whose similarities are held at once
+_BLOCK = 256  # images whose similarities are in memory at once
 
 
-def most_frequent(training: Sequence[Annotated], known: np.ndarray, wanted: np.ndarray) -> list[str]:
-    """Say of every picture what is said most often, ties by the alphabet.
+def global_features(batches: Iterable[Batch]) -> np.ndarray:
+    """Mean of each image's real regions: (images, D) float32, in the order of the batches."""
+    means = [masked_mean(batch.features.float(), batch.mask) for batch in batches]
+    return np.concatenate([mean.numpy() for mean in means])
+
+
+def most_frequent(
+    training: Sequence[Annotated], training_features: np.ndarray, features: np.ndarray
+) -> list[str]:
+    """Give every image the most frequent training caption; ties go by the alphabet.
 
     Args:
-        training: pictures with their captions.
-        known: (training pictures, D), not looked at.
-        wanted: (pictures, D), not looked at.
+        training: images with their captions.
+        training_features: (training images, D), not used.
+        features: (images, D), only counted.
     """
     counts = Counter(" ".join(tokenize(text)) for record in training for text in record.captions)
-    return [min(counts, key=lambda text: (-counts[text], text))] * len(wanted)
+    return [min(counts, key=lambda text: (-counts[text], text))] * len(features)
 
 
 def nearest_neighbour(
-    training: Sequence[Annotated], known: np.ndarray, wanted: np.ndarray, *, neighbours: int
+    training: Sequence[Annotated],
+    training_features: np.ndarray,
+    features: np.ndarray,
+    *,
+    neighbours: int,
 ) -> list[str]:
-    """Say what was said of the nearest training pictures, by the cosine of global features.
+    """Give every image a caption of its nearest training images, by cosine similarity of global features.
 
-    Of their captions the one that the others agree with most is taken, by mean CIDEr-D (Devlin et al. 2015,
-    "Exploring nearest neighbor approaches for image captioning").
+    Of the neighbours' captions it is the one with the highest mean CIDEr-D against the others (Devlin et al.
+    2015, "Exploring nearest neighbor approaches for image captioning").
 
     Args:
-        training: pictures with their captions.
-        known: (training pictures, D) their global features.
-        wanted: (pictures, D).
-        neighbours: training pictures whose captions are candidates.
+        training: images with their captions.
+        training_features: (training images, D).
+        features: (images, D).
+        neighbours: training images whose captions are candidates.
 
     Raises:
-        InputError: no neighbour, or more than there are training pictures.
+        InputError: no neighbour, or more than there are training images.
     """
     if not 1 <= neighbours <= len(training):
         raise InputError(
             f"retrieval.neighbours is {neighbours}; it must be 1 to {len(training)}, the number of "
             "training images"
         )
-    known, captions = _unit(known), []
-    for start in range(0, len(wanted), BLOCK):
-        similarity = _unit(wanted[start : start + BLOCK]) @ known.T  # (pictures, training pictures)
+    known, captions = _normalise(training_features), []
+    for start in range(0, len(features), _BLOCK):
+        similarity = _normalise(features[start : start + _BLOCK]) @ known.T  # (block, training images)
         for row in similarity:
             nearest = np.argsort(-row, kind="stable")[:neighbours]
-            captions.append(_agreed([text for place in nearest for text in training[place].captions]))
+            captions.append(_consensus([text for place in nearest for text in training[place].captions]))
     return captions
 
 
-def _agreed(captions: Sequence[str]) -> str:
-    """Return the caption that the others agree with most, all n-grams weighing the same."""
+def _consensus(captions: Sequence[str]) -> str:
     words = [tokenize(text) for text in captions]
-    others: dict[Hashable, list[list[str]]] = {
-        own: words[:own] + words[own + 1 :] or [words[own]] for own in range(len(words))
-    }
-    equal_weights = DocumentFrequencies.of([[[]], [[]]], source="all n-grams weigh the same")
-    scores = CiderD(others, equal_weights).scores(list(enumerate(words)))
-    return " ".join(words[int(np.argmax(scores))])
+    return " ".join(words[int(np.argmax(score_agreement([words])[0]))])
 
 
-def _unit(features: np.ndarray) -> np.ndarray:
+def _normalise(features: np.ndarray) -> np.ndarray:
+    # The clip keeps an image whose features are all zero from becoming NaN.
     return features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)

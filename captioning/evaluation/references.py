@@ -1,117 +1,113 @@
-"""What captions are scored against: a split's references, and the weights of CIDEr-D's n-grams."""
+"""What captions are scored against: a split's reference captions, and the weights of CIDEr-D's n-grams."""
 
 import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
-
-from captioning import checkpoint
-from captioning.data.annotations import Annotated, read_coco
+from captioning.data.records import Annotated
 from captioning.errors import InputError
-from captioning.metrics import DocumentFrequencies, document_frequencies
+from captioning.metrics import DocumentFrequencies, count_documents
 
 log = logging.getLogger(__name__)
 
-_BEST = ("best.ckpt", "last.ckpt")
-
 
 class References(NamedTuple):
-    """What captions are held against.
+    """The references of one split.
 
-    name: of data and split.
-    records: of the split, by image id.
-    training: the captions of each training image, if they are known.
-    frequencies: that weigh CIDEr-D's n-grams; None until `with_frequencies`.
+    name: of data set and split.
+    records: of the split's images that have captions, by image id.
+    without_captions: ids of the split's other images, which can be captioned but not scored.
+    training: the captions of each training image, for novelty; empty where they are unknown.
+    frequencies: the document frequencies that weight CIDEr-D's n-grams; None until `with_frequencies`.
     """
 
     name: str
     records: dict[str, Annotated]
+    without_captions: frozenset[str]
     training: list[tuple[str, ...]]
     frequencies: DocumentFrequencies | None = None
 
     @classmethod
-    def of(cls, name: str, records: list[Annotated], split: str) -> "References":
+    def read(cls, name: str, reader: Callable[[], list[Annotated]], split: str) -> "References":
+        """Read annotations and keep one split; no features are needed.
+
+        Raises:
+            InputError: what the reader refuses, or there is no such split.
+        """
+        return cls.of(name, reader(), split)
+
+    @classmethod
+    def of(cls, name: str, records: Iterable[Annotated], split: str) -> "References":
         """Keep one split's records and the training captions.
 
         Raises:
-            InputError: there is no such split.
+            InputError: there is no such split, or none of its images has a caption.
         """
+        records = list(records)
         chosen = {record.image_id: record for record in records if record.split == split}
         if not chosen:
             splits = ", ".join(sorted({record.split for record in records})) or "nothing"
             raise InputError(f"{name} has no split {split!r}; it has {splits}: choose one with split=")
-        training = [record.captions for record in records if record.split == "train"]
-        return cls(f"{name} {split}", chosen, training)
+        scored = {image_id: record for image_id, record in chosen.items() if record.captions}
+        if not scored:
+            raise InputError(
+                f"no image of {name} {split} has a caption, so there is nothing to score against; choose "
+                "another split with split=, or caption the images with captioning caption"
+            )
+        training = [record.captions for record in records if record.split == "train" and record.captions]
+        return cls(f"{name} {split}", scored, frozenset(chosen.keys() - scored.keys()), training)
 
     @property
     def captions(self) -> dict[str, tuple[str, ...]]:
-        """Give the reference captions by image id."""
+        """The reference captions by image id."""
         return {image_id: record.captions for image_id, record in self.records.items()}
 
+    @property
+    def paths(self) -> dict[str, Path]:
+        """The image files by image id."""
+        return {image_id: record.path for image_id, record in self.records.items()}
 
-def read_references(config: DictConfig) -> References:
-    """Read references from a COCO captions file, the data config, or a checkpoint's; without features."""
-    if config.references:
-        records = read_coco(config.references, config.images or "", config.split)
-        return References.of(Path(config.references).name, records, config.split)
-    if config.get("data") is not None:
-        return References.of(config.data.name, instantiate(config.data.reader)(), config.split)
-    if not config.checkpoint:
-        raise InputError("no references: give references=captions.json, data=… or checkpoint=…")
-    data = checkpoint.read(checkpoint.locate(paths_of(config)[0], _BEST))["captioning"]["data"]
-    try:
-        return References.of(data["name"], checkpoint.build(data["reader"])(), config.split)
-    except (InputError, InstantiationException) as error:
-        raise with_remedy(error, own=True) from error
+    def with_frequencies(
+        self, source: str | Path | None = None, *, save_to: str | Path | None = None
+    ) -> "References":
+        """Return the same references with the document frequencies that weight CIDEr-D.
 
+        Args:
+            source: `training` counts them in the training captions, a file name reads them, and None counts
+                them in the references themselves, as the COCO toolkit does.
+            save_to: a file to keep them in.
 
-def with_frequencies(config: DictConfig, references: References) -> References:
-    """Count or read the document frequencies that weigh CIDEr-D, and save them if asked to.
+        Raises:
+            InputError: no training captions, or a file that cannot be read.
+        """
+        if source == "training":
+            frequencies = self._training_frequencies()
+        elif source:
+            frequencies = _load(source)
+        else:
+            frequencies = count_documents(self.captions.values(), source=self.name)
+            if len(self.records) == 1:
+                # Each n-gram is in the one document there is, so its log inverse frequency is 0.
+                log.warning(
+                    "CIDEr-D of a single image is 0 by its own document frequencies; give "
+                    "document_frequencies=training or a file"
+                )
+        if save_to:
+            frequencies.save(save_to)
+        return self._replace(frequencies=frequencies)
 
-    Raises:
-        InputError: no training captions, or no such file.
-    """
-    wanted = config.document_frequencies
-    if wanted == "training":
-        if not references.training:
+    def _training_frequencies(self) -> DocumentFrequencies:
+        if not self.training:
             raise InputError("document_frequencies=training needs data with training captions; give data=…")
-        source = f"{references.name.rpartition(' ')[0]} train"
-        frequencies = document_frequencies(references.training, source=source)
-    elif wanted:
-        try:
-            frequencies = DocumentFrequencies.load(wanted)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"document_frequencies={wanted} can't be read ({error}); make such a file with "
-                "document_frequencies=training save_document_frequencies=<file>"
-            ) from error
-    else:
-        frequencies = document_frequencies(references.captions.values(), source=references.name)
-        if len(references.records) == 1:
-            log.warning(
-                "CIDEr-D of a single image is 0 by its own document frequencies; give "
-                "document_frequencies=training or a file"
-            )
-    if config.save_document_frequencies:
-        Path(config.save_document_frequencies).parent.mkdir(parents=True, exist_ok=True)
-        frequencies.save(config.save_document_frequencies)
-    return references._replace(frequencies=frequencies)
+        return count_documents(self.training, source=f"{self.name.rpartition(' ')[0]} train")
 
 
-def paths_of(config: DictConfig) -> list[str]:
-    """List the checkpoints: one, or the members of an ensemble."""
-    given = config.checkpoint
-    return [str(path) for path in given] if OmegaConf.is_config(given) else [str(given)]
-
-
-def with_remedy(error: Exception, own: bool) -> Exception:
-    """Say what helps where the checkpoint's own data config doesn't."""
-    if not own:
-        return error
-    said = str(error) if isinstance(error, InputError) else repr(error.__cause__)
-    return InputError(
-        f"{said}; the checkpoint's data can't be used as it says: give data=… (and features=… if they differ)"
-    )
+def _load(path: str | Path) -> DocumentFrequencies:
+    try:
+        return DocumentFrequencies.load(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"document_frequencies={path} can't be read ({error}); make such a file with "
+            "document_frequencies=training save_document_frequencies=<file>"
+        ) from error

@@ -1,125 +1,211 @@
-"""Pictures of where the model looked for each word.
+"""Figures of attention: the image once per word, with that word's attention laid over it.
 
-As in the seed post: the image once a word, with the attention laid over it smoothly. Weights are scaled to
-each word's own minimum and maximum for display only (flaw S13; boxes to their maximum), so that a diffuse map
-is seen as such by its title.
+Weights of each word are scaled to their own minimum and maximum for display (of boxes to their maximum), so a
+diffuse map looks as bright as a sharp one: brightness must not be compared between words (flaw S13 of the
+post). Grids are H × W cells, row by row from the top left.
 """
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-COLUMNS = 4  # pictures a row
-STRONGEST = 3  # boxes that get an outline
-SIDE = 256  # pixels of a shown picture's longer side
+from captioning.errors import InputError
+from captioning.files import atomic_write
+
+COLUMNS = 4  # panels in a row of the figure
+NUM_OUTLINED = 3  # boxes that get an outline, those with the largest weights
+MAX_SIDE = 512  # pixels of a panel's longer side
+PICTURE_FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
+
+_DARKEST = 0.30  # brightness where the weight is smallest
+_WARM = np.array([255.0, 190.0, 60.0], dtype=np.float32)  # the colour of attention
+_RINGS = 2  # cells added around a grid, as many as bicubic interpolation reads
 
 
 def attention_figure(
     image: Image.Image,
     words: Sequence[str],
     attention: np.ndarray,
+    *,
     boxes: np.ndarray | None = None,
+    grid: tuple[int, int] | None = None,
+    image_size: Sequence[int] | None = None,
     title: str = "",
-    margin: float = 0.0,
 ) -> Any:
-    """Draw the image and then, once a word, the image with that word's attention.
+    """Draw the image, and then once per word the image with that word's attention.
 
     Args:
-        image: RGB, any size; shown with its own aspect.
+        image: RGB, any size; its aspect ratio is kept.
         words: T words.
-        attention: (T, R) weights of each word over the regions. Without boxes the regions are the cells of a
-            square grid, row by row from the top left.
-        boxes: (R, 4) x1 y1 x2 y2 as fractions of the picture, for detector regions.
-        title: shown above all.
-        margin: see `grid_margin`.
+        attention: (T, R) weights of each word over the regions.
+        boxes: (R, 4) x1 y1 x2 y2 as fractions of the image, for detector regions.
+        grid: H and W of the cells where there are no boxes; None takes a square grid.
+        image_size: H and W in pixels of what the network saw, to place its grid; None stretches the grid over
+            the whole image.
+        title: above all panels.
 
     Returns:
         a matplotlib Figure; `close` it after use.
+
+    Raises:
+        ValueError: R regions that neither fill the grid nor have boxes.
     """
     from matplotlib.figure import Figure
 
+    margin = (0.0, 0.0)
+    if boxes is None:
+        grid = grid or _square(attention.shape[1])
+        if image_size is not None:
+            margin = grid_margin(image_size, grid)
     image = image.copy()
-    image.thumbnail((SIDE * 2, SIDE * 2))
-    rows = math.ceil((len(words) + 1) / COLUMNS)
-    height = 2.6 * image.height / image.width + 0.45
-    figure = Figure(figsize=(2.6 * COLUMNS, rows * min(height, 4.0) + 0.4), layout="constrained")
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).ravel()
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    num_rows = math.ceil((len(words) + 1) / COLUMNS)
+    panel_height = 2.6 * image.height / image.width + 0.45  # inches; 0.45 for the word
+    figure = Figure(figsize=(2.6 * COLUMNS, num_rows * min(panel_height, 4.0) + 0.4), layout="constrained")
+    axes = figure.subplots(num_rows, COLUMNS, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
     axes[0].imshow(image)
     axes[0].set_title("picture", fontsize=11, color="grey")
     for axis, word, weights in zip(axes[1:], words, attention, strict=False):
         axis.set_title(word, fontsize=15)
-        axis.imshow(overlay(image, weights, boxes, margin))
+        axis.imshow(overlay(image, weights, boxes=boxes, grid=grid, margin=margin))
     if title:
         figure.suptitle(title, fontsize=15)
     return figure
 
 
-def grid_margin(image_size: int, num_regions: int) -> float:
-    """Share of the picture's side that lies outside the grid on each side.
+def grid_margin(image_size: Sequence[int], grid: tuple[int, int]) -> tuple[float, float]:
+    """Share of the image's height, and of its width, that lies outside the grid on each side.
 
-    Convolutions without padding see a smaller square than the picture: InceptionV3's 8 × 8 cells stand 32
-    pixels apart and cover 256 of 299. Stretched over the whole picture, attention would be shown too far out,
-    by up to a cell. Steps of convolutional networks are powers of two, so the largest one that fits is the
-    cell's.
+    Convolutions without padding see less than the whole image: InceptionV3's 8 × 8 cells stand 32 pixels
+    apart and cover 256 of 299. Stretched over the whole image, attention would be up to one cell too far out.
+
+    Args:
+        image_size: H and W in pixels of what the network saw.
+        grid: H and W of its cells.
     """
-    side = math.isqrt(num_regions)
-    step = 2 ** int(math.log2(image_size / side))
-    return (1 - side * step / image_size) / 2
+    down, across = map(_margin, image_size, grid)
+    return down, across
+
+
+def _margin(pixels: int, cells: int) -> float:
+    # Strides of convolutional networks are powers of two; padding changes the quotient only a little.
+    stride = 2 ** round(math.log2(pixels / cells))
+    # Padded convolutions may cover more than the image (9 cells of 32 pixels over 260): no margin then.
+    return max(0.0, (1 - cells * stride / pixels) / 2)
 
 
 def overlay(
-    image: Image.Image, weights: np.ndarray, boxes: np.ndarray | None = None, margin: float = 0.0
+    image: Image.Image,
+    weights: np.ndarray,
+    *,
+    boxes: np.ndarray | None = None,
+    grid: tuple[int, int] | None = None,
+    margin: tuple[float, float] = (0.0, 0.0),
 ) -> np.ndarray:
-    """Light up the regions a word looked at and darken the rest: (H, W, 3) bytes.
+    """Brighten the regions with large weights and darken the rest: (H, W, 3) bytes.
 
     Args:
         image: RGB.
         weights: (R,) attention of one word.
         boxes: see `attention_figure`.
+        grid: see `attention_figure`.
         margin: see `grid_margin`.
+
+    Raises:
+        ValueError: see `attention_figure`.
     """
     if boxes is None:
-        heat = _grid_heat(weights, image.size, margin)
+        heat = _grid_heat(weights, image.size, grid, margin)
         heat = heat - heat.min()
     else:
+        # Boxes leave most of the image at 0, so their minimum is not subtracted.
         heat = _box_heat(weights, boxes, image.size)
-        image = _outline(image, boxes[np.argsort(-weights)[:STRONGEST]])
+        image = _outline(image, boxes[np.argsort(-weights)[:NUM_OUTLINED]])
     heat = heat / max(float(heat.max()), 1e-8)
     pixels = np.asarray(image, dtype=np.float32)
-    warm = np.array([255.0, 190.0, 60.0], dtype=np.float32)
-    lit = pixels * (0.30 + 0.70 * heat[..., None]) + warm * 0.22 * heat[..., None]
+    lit = pixels * (_DARKEST + (1 - _DARKEST) * heat[..., None]) + _WARM * 0.22 * heat[..., None]
     return lit.clip(0, 255).astype(np.uint8)
 
 
-PICTURE_FORMATS = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".tif", ".tiff", ".webp")
+def picture_paths(target: str, images: Sequence[Path]) -> dict[Path, Path]:
+    """Choose the file of each image's figure, and create the folder: one file, or a folder of PNG files.
+
+    Args:
+        target: a file name where there is one image, or a folder.
+        images: paths; images of the same name get different files.
+
+    Raises:
+        InputError: one file for several images, or a suffix that is not of `PICTURE_FORMATS`.
+    """
+    path = Path(target)
+    if len(images) == 1 and not (path.is_dir() or target.endswith("/")):
+        if path.suffix.lower() not in PICTURE_FORMATS:
+            raise InputError(
+                f"picture={target} must end in one of {', '.join(PICTURE_FORMATS)}, or be a folder"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return {images[0]: path}
+    if path.is_file() or path.suffix.lower() in PICTURE_FORMATS:
+        raise InputError(f"picture={target} names one file for {len(images)} images; give a folder")
+    path.mkdir(parents=True, exist_ok=True)
+    chosen: dict[Path, Path] = {}
+    for image in dict.fromkeys(images):
+        numbered = (f"{image.stem}_{number}" for number in range(2, len(images) + 2))
+        names = [image.stem, f"{image.parent.name}_{image.stem}", *numbered]
+        free = (path / f"{name}.png" for name in names)
+        chosen[image] = next(file for file in free if file not in chosen.values())
+    return chosen
 
 
-def save(figure: Any, path: Any) -> None:
-    """Write the figure to a file of any format that matplotlib knows by its suffix."""
-    figure.savefig(path, dpi=100)
+def save(figure: Any, path: str | Path) -> None:
+    """Write the figure to a file; its suffix is one of `PICTURE_FORMATS`."""
+    path = Path(path)
+    with atomic_write(path) as temporary:
+        # The temporary name has another suffix, so the format is given.
+        figure.savefig(temporary, dpi=100, format=path.suffix.removeprefix(".").lower())
 
 
 def close(figure: Any) -> None:
-    """Free the figure."""
+    """Free the figure's memory."""
     figure.clear()
 
 
-def _grid_heat(weights: np.ndarray, size: tuple[int, int], margin: float) -> np.ndarray:
-    side = math.isqrt(len(weights))
-    if side * side != len(weights):
-        raise ValueError(f"{len(weights)} regions are no square grid; pass their boxes")
-    rings = 2  # of cells around the grid: empty where the picture goes on, so that the light fades there
-    padded = np.pad(weights.reshape(side, side), rings, mode="constant" if margin else "edge")
-    across = side / (1 - 2 * margin)  # cells that would cover the picture
-    start = rings - margin * across
-    box = (start, start, start + across, start + across)
-    grid = Image.fromarray(padded.astype(np.float32))
-    return np.asarray(grid.resize(size, Image.Resampling.BICUBIC, box=box)).clip(0)
+def _grid_heat(
+    weights: np.ndarray, size: tuple[int, int], grid: tuple[int, int] | None, margin: tuple[float, float]
+) -> np.ndarray:
+    height, width = grid or _square(len(weights))
+    if height * width != len(weights):
+        raise ValueError(f"{len(weights)} regions do not fill a grid of {height} × {width} cells")
+    padded = weights.reshape(height, width)
+    for axis in (0, 1):
+        around = [(_RINGS, _RINGS) if axis == side else (0, 0) for side in (0, 1)]
+        # Where the image goes on beyond the grid, empty cells let the light fade; else the border continues.
+        padded = np.pad(padded, around, mode="constant" if margin[axis] else "edge")
+    # The window of the padded grid, in cells, that the image covers: left, top, right, bottom.
+    top, bottom = _window(height, margin[0])
+    left, right = _window(width, margin[1])
+    cells = Image.fromarray(padded.astype(np.float32))
+    heat = cells.resize(size, Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+    return np.asarray(heat).clip(0)  # bicubic interpolation undershoots
+
+
+def _square(num_regions: int) -> tuple[int, int]:
+    side = math.isqrt(num_regions)
+    if side * side != num_regions:
+        raise ValueError(f"{num_regions} regions are no square grid; pass their grid=(H, W) or their boxes")
+    return side, side
+
+
+def _window(num_cells: int, margin: float) -> tuple[float, float]:
+    covered = num_cells / (1 - 2 * margin)  # cells that would cover the image
+    start = _RINGS - margin * covered
+    return start, start + covered
 
 
 def _outline(image: Image.Image, boxes: np.ndarray) -> Image.Image:
@@ -137,5 +223,5 @@ def _box_heat(weights: np.ndarray, boxes: np.ndarray, size: tuple[int, int]) -> 
     corners = (np.asarray(boxes) * np.array([width, height, width, height])).round().astype(int)
     for weight, (left, top, right, bottom) in zip(weights, corners, strict=True):
         area = heat[top : max(bottom, top + 1), left : max(right, left + 1)]
-        np.maximum(area, weight, out=area)  # the strongest box at each pixel: many boxes overlap
+        np.maximum(area, weight, out=area)  # boxes overlap, so each pixel takes its largest weight
     return heat

@@ -1,0 +1,44 @@
+"""From captions to numbers, tables and pictures.
+
+    captions.py      a model's captions of a split
+    results.py       result files of any system: read with checks, written
+    references.py    what captions are scored against
+    scoring.py       scores with confidence intervals; tests of whether two systems differ
+    tables.py        the tables of one system or two
+    report.py        scores.json, images.csv, tables on the terminal
+    comparison.py    the HTML page of two systems' captions (comparison.html)
+    baselines.py     captions without a caption model
+    visualise.py     figures of attention
+    caption_file.py  captions of photographs as JSON lines, or in COCO's format
+
+No config object comes in here; the commands unpack it.
+"""
+
+from captioning.evaluation.baselines import most_frequent, nearest_neighbour
+from captioning.evaluation.caption_file import CaptionFile
+from captioning.evaluation.captions import SplitCaptions, caption_split
+from captioning.evaluation.references import References
+from captioning.evaluation.report import write_report
+from captioning.evaluation.results import read_results, results_json
+from captioning.evaluation.scoring import Evaluation, compare, score
+from captioning.evaluation.visualise import attention_figure, close, grid_margin, picture_paths, save
+
+__all__ = [
+    "CaptionFile",
+    "Evaluation",
+    "References",
+    "SplitCaptions",
+    "attention_figure",
+    "caption_split",
+    "close",
+    "compare",
+    "grid_margin",
+    "most_frequent",
+    "nearest_neighbour",
+    "picture_paths",
+    "read_results",
+    "results_json",
+    "save",
+    "score",
+    "write_report",
+]

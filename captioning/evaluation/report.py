@@ -1,0 +1,74 @@
+"""What an evaluation leaves behind: `scores.json`, `images.csv`, and tables for the terminal."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from captioning.evaluation.references import References
+from captioning.evaluation.scoring import Evaluation, compare, percent, to_json
+from captioning.evaluation.tables import Table, diversity_table, images_csv, length_table, score_table
+from captioning.files import write_text
+
+
+def write_report(
+    folder: str | Path,
+    evaluations: Sequence[Evaluation],
+    references: References,
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+    options: Mapping[str, Any] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> list[Table]:
+    """Write `scores.json` and `images.csv`.
+
+    Args:
+        folder: where they go.
+        evaluations: of one system, or of two on the same images, which are then tested for a difference.
+        references: what the captions were scored against.
+        seed: of the test.
+        resamples: of the test.
+        options: of the command, to be kept in `scores.json`.
+        details: further entries of `scores.json`.
+
+    Returns:
+        the tables of the report, scores first.
+    """
+    paired = compare(*evaluations, seed=seed, resamples=resamples) if len(evaluations) == 2 else {}
+    content = {
+        "references": references.name,
+        "num_images": len(references.records),
+        "units": "scores and intervals (95 %) are times 100, diversity shares are fractions",
+        "document_frequencies": references.frequencies.source if references.frequencies else None,
+        "systems": [{"name": evaluation.name, **to_json(evaluation)} for evaluation in evaluations],
+        "paired": {
+            metric: {"difference": percent(test.difference), "p_value": round(test.p_value, 6)}
+            for metric, test in paired.items()
+            if not math.isnan(test.p_value)
+        },
+        "options": dict(options or {}),
+        **(details or {}),
+    }
+    text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
+    write_text(Path(folder) / "images.csv", images_csv(evaluations))
+    write_text(Path(folder) / "scores.json", f"{text}\n")
+    tables = [score_table(evaluations, paired), diversity_table(evaluations)]
+    if evaluations[0].lengths:  # none where no metric could be computed
+        tables.append(length_table(evaluations))
+    return tables
+
+
+def print_table(table: Table) -> None:
+    """Print a table on standard output; called by commands only."""
+    printed = RichTable(title=Text(table.title), title_justify="left")
+    for place, heading in enumerate(table.headings):
+        printed.add_column(Text(heading), justify="right" if place else "left")
+    for row in table.rows:
+        printed.add_row(*map(Text, row))  # Text, as captions' names may hold rich's markup
+    Console().print(printed)

@@ -1,0 +1,101 @@
+"""Tables of one system's evaluation, or of two side by side, for the terminal and the comparison page."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from captioning.evaluation.scoring import Evaluation, percent
+from captioning.metrics import Score
+from captioning.metrics.statistics import Difference, Interval
+from captioning.vocabulary import tokenize
+
+_DIVERSITY = {  # field of `Diversity`: name and format of its row
+    "mean_length": ("words a caption", ".2f"),
+    "vocabulary": ("different words used", "d"),
+    "distinct_1": ("distinct-1", ".3f"),
+    "distinct_2": ("distinct-2", ".3f"),
+    "novel": ("novel captions", ".1%"),
+    "unique": ("captions no other image has", ".1%"),
+    "repeated_words": ("a word twice in a row", ".1%"),
+    "repeated_trigrams": ("three words that come again", ".1%"),
+    "bad_endings": ("ends in a function word", ".1%"),
+}
+
+
+class Table(NamedTuple):
+    """A table of text; the first column holds the names of the rows."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+
+
+def score_table(evaluations: Sequence[Evaluation], paired: Mapping[str, Difference]) -> Table:
+    """Tabulate scores times 100 with intervals; for two systems also their difference and its p-value."""
+    headings = ["metric", *(evaluation.name for evaluation in evaluations)]
+    metrics = dict.fromkeys(metric for evaluation in evaluations for metric in evaluation.scores)
+    rows = [
+        [metric, *(_score_cell(e.scores.get(metric), e.intervals.get(metric)) for e in evaluations)]
+        for metric in metrics
+    ]
+    if len(evaluations) > 1:
+        headings += ["difference", "p"]
+        for row in rows:
+            row += _difference_cells(paired.get(row[0]))
+    return Table("scores × 100 [95 % interval]", headings, rows)
+
+
+def _score_cell(score: Score | None, interval: Interval | None) -> str:
+    if score is None:
+        return "–"
+    text = f"{100 * score.corpus:.1f}"
+    return f"{text} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]" if interval else text
+
+
+def _difference_cells(test: Difference | None) -> list[str]:
+    if test is None or math.isnan(test.p_value):
+        return ["–", "–"]
+    return [f"{100 * test.difference:+.1f}", f"{test.p_value:.3f}"]
+
+
+def diversity_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Tabulate lengths, variety and repetition, which need no references."""
+    rows = []
+    for key, (name, style) in _DIVERSITY.items():
+        values = [getattr(evaluation.diversity, key) for evaluation in evaluations]
+        cells = [f"{value:{style}}".replace("%", " %") for value in values]
+        if key == "novel":
+            cells = [c if e.novel_is_known else "–" for c, e in zip(cells, evaluations, strict=True)]
+        rows.append([name, *cells])
+    return Table("captions", ["", *(evaluation.name for evaluation in evaluations)], rows)
+
+
+def length_table(evaluations: Sequence[Evaluation]) -> Table:
+    """Tabulate the mean score by caption length, with the number of captions."""
+    buckets = [{(b.first, b.last): b for b in evaluation.lengths} for evaluation in evaluations]
+    spans = sorted({span for found in buckets for span in found})
+    rows = []
+    for first, last in spans:
+        words = f"{first} and more" if last is None else f"{first} to {last}"
+        cells = [found.get((first, last)) for found in buckets]
+        rows.append([words, *(f"{100 * b.score:.1f} ({b.captions})" if b else "–" for b in cells)])
+    title = f"mean {evaluations[0].length_metric} × 100 by words a caption (captions)"
+    return Table(title, ["words", *(evaluation.name for evaluation in evaluations)], rows)
+
+
+def images_csv(evaluations: Sequence[Evaluation]) -> str:
+    """Format one line per image: its id, then each system's caption, number of words and scores times 100."""
+    suffixes = [""] if len(evaluations) == 1 else ["_first", "_second"]
+    columns: dict[str, list[object]] = {"image_id": list(evaluations[0].captions)}
+    for suffix, evaluation in zip(suffixes, evaluations, strict=True):
+        columns[f"caption{suffix}"] = list(evaluation.captions.values())
+        columns[f"words{suffix}"] = [len(tokenize(caption)) for caption in evaluation.captions.values()]
+        for metric, score in evaluation.scores.items():
+            columns[f"{metric}{suffix}"] = [percent(value) for value in score.per_image]
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return file.getvalue()
