@@ -1,13 +1,20 @@
-"""Words and their numbers.
+"""Words and their ids.
 
-The tokenizer is the one of the seed post (Keydana 2018): Keras' filter characters without ``<``, ``>`` and
-the apostrophe, lower case, split at white space. Two departures, both repairs: every kind of white space
-separates (COCO captions contain newlines), and the four special ids never come out of the text: a caption
-that happens to contain "<start>" contains an ordinary word.
+The tokenizer is the one of the post (Keydana 2018): Keras' filter characters without ``<``, ``>`` and the
+apostrophe, lower case, split at white space. Departures: every kind of white space separates (COCO captions
+contain newlines); the four special ids never come out of a text, so a caption that happens to contain
+"<start>" contains an ordinary word; and texts that look the same give the same words. For the last, text is
+brought to Unicode's composed form (NFC), HTML entities are resolved, every script's punctuation separates,
+and invisible characters are dropped. Printable ASCII text without entities gives the post's words.
 """
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from html import unescape
+from html.entities import html5
+from pathlib import Path
 
 from captioning.errors import InputError
 
@@ -15,22 +22,80 @@ PAD, START, END, UNKNOWN = 0, 1, 2, 3
 SPECIAL_WORDS = ("<pad>", "<start>", "<end>", "<unk>")
 
 _FILTERED = '!"#$%&()*+.,-/:;=?@[\\]^_`{|}~'
-_TO_SPACE = str.maketrans(_FILTERED, " " * len(_FILTERED))
+_APOSTROPHES = "\u2018\u2019\u201b\u2032\u02bc\u00b4\uff07"  # curly, prime, modifier, acute, full width
+_INSIDE_WORDS = "\u00b7\u05f3\u05f4\u055a"  # Catalan dot, Hebrew geresh and gershayim, Armenian apostrophe
+_JOINERS = "\u200c\u200d"  # invisible, but they change the letters beside them in Persian and Hindi
+_ENTITY = re.compile(r"&(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
+
+
+class _Table(dict[int, str]):
+    """What `str.translate` replaces a character by; filled as characters are met."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = replaced = _replace(chr(code))
+        return replaced
+
+
+def _replace(char: str) -> str:
+    category = unicodedata.category(char)
+    if char in _APOSTROPHES:
+        return "'"
+    if char == "\u200b" or category in ("Cc", "Cs"):  # zero-width space, control characters, lone surrogates
+        return " "
+    if char.isascii():
+        return " " if char in _FILTERED else char
+    if category == "Cf" and char not in _JOINERS or char in "\ufe0e\ufe0f":  # emoji or text style
+        return ""
+    # Full-width symbols such as ＋ are no punctuation to Unicode, but their ASCII forms are filtered.
+    filtered = category[0] == "P" or unicodedata.normalize("NFKC", char) in _FILTERED
+    return " " if filtered and char not in _INSIDE_WORDS else char
+
+
+_TABLE = _Table()
 
 
 def tokenize(text: str) -> list[str]:
     """Split a caption into lower-case words without punctuation."""
-    return text.lower().translate(_TO_SPACE).split()
+    if "&" in text:
+        text = _ENTITY.sub(_resolve, text)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return text.lower().translate(_TABLE).split()
+
+
+def _resolve(entity: re.Match[str]) -> str:
+    # `unescape` alone would also resolve the start of an unknown name: `&notes;` to `¬es;`.
+    name = entity[1]
+    return unescape(entity[0]) if name.startswith("#") else html5.get(f"{name};", entity[0])
+
+
+def printable(text: str | Path) -> str:
+    r"""Escape what must not reach a terminal, a log or a table: `\x1b` for an escape character.
+
+    Control characters, line breaks and characters that reverse the text included. A byte of a file name that
+    is not UTF-8 is shown as `\xe9`.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(map(_escape, text))
+
+
+def _escape(char: str) -> str:
+    if char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs":
+        return char
+    # Python keeps the bytes of an undecodable file name as surrogates from U+DC80 on.
+    return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else ascii(char)[1:-1]
 
 
 class Vocabulary:
-    """A fixed list of words whose first four are padding, start, end and unknown.
+    """A fixed list of words; the first four are padding, start, end and unknown.
 
     Args:
-        words: every word in the order of its id, the specials first, as given by `Vocabulary.words`.
+        words: every word in the order of its id, the special words first, as given by `Vocabulary.words`.
 
     Raises:
-        ValueError: the list does not open with the four special words.
+        ValueError: the list does not start with the four special words.
     """
 
     def __init__(self, words: Sequence[str]) -> None:
@@ -48,9 +113,9 @@ class Vocabulary:
 
         Args:
             captions: raw sentences; only those of the training split.
-            size: how many ids there are at most, the four specials included, so that the embedding has
-                `size` rows as in the post.
-            min_count: rarer words are left out even where there is room.
+            size: the largest number of ids, the four special ones included, so that the embedding has `size`
+                rows as in the post.
+            min_count: rarer words are left out even if there is room.
         """
         if size <= len(SPECIAL_WORDS):
             raise InputError(
@@ -73,7 +138,7 @@ class Vocabulary:
     def encode(self, text: str, *, max_words: int | None = None) -> list[int]:
         """Turn a caption into START, word ids, END.
 
-        A caption of more than `max_words` words is cut, but keeps its END (flaw S7 of the seed lost it).
+        A caption of more than `max_words` words is cut, but keeps its END (flaw S7: the post lost it).
         """
         return [START, *(self.id(word) for word in tokenize(text)[:max_words]), END]
 

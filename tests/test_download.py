@@ -1,4 +1,4 @@
-"""Downloads against a server on this machine: resumed, refused, unpacked."""
+"""Downloads from a server on this machine: resumed, refused, unpacked."""
 
 import http.server
 import io
@@ -51,29 +51,29 @@ def server() -> Iterator[str]:
 
 
 def test_a_file_comes_whole_and_once(server: str, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    path = fetch(server + "f.bin", tmp_path / "new" / "f.bin", lambda have, total: seen.append((have, total)))
-    assert path.read_bytes() == CONTENT and seen[-1] == (len(CONTENT), len(CONTENT))
+    reported: list[tuple[int, int]] = []
+    path = fetch(server + "f.bin", tmp_path / "new" / "f.bin", lambda *bytes: reported.append(bytes))
+    assert path.read_bytes() == CONTENT and reported[-1] == (len(CONTENT), len(CONTENT))
     fetch(server + "f.bin", path)
     assert len(Handler.asked) == 1
 
 
-def test_a_broken_download_goes_on_where_it_was(server: str, tmp_path: Path) -> None:
+def test_an_interrupted_download_continues_where_it_stopped(server: str, tmp_path: Path) -> None:
     Handler.cut = 1000
     with pytest.raises(InputError, match="run the command again"):
         fetch(server + "f.bin", tmp_path / "f.bin")
-    assert not (tmp_path / "f.bin").exists() and (tmp_path / "f.bin.part").stat().st_size == 1000
+    assert not (tmp_path / "f.bin").exists() and (tmp_path / "f.bin.partial").stat().st_size == 1000
     Handler.cut = None
     assert fetch(server + "f.bin", tmp_path / "f.bin").read_bytes() == CONTENT
     assert Handler.asked[-1] == "bytes=1000-"
 
 
-def test_a_part_that_is_already_whole_is_taken(server: str, tmp_path: Path) -> None:
-    (tmp_path / "f.bin.part").write_bytes(CONTENT)
+def test_a_partial_file_that_is_complete_gets_its_name(server: str, tmp_path: Path) -> None:
+    (tmp_path / "f.bin.partial").write_bytes(CONTENT)
     assert fetch(server + "f.bin", tmp_path / "f.bin").read_bytes() == CONTENT
 
 
-def test_a_refusal_and_a_dead_server_are_told(server: str, tmp_path: Path) -> None:
+def test_a_refusal_and_a_dead_server_are_reported(server: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="answered 404"):
         fetch(server + "none", tmp_path / "f.bin")
     with pytest.raises(InputError, match="could not be downloaded"):
@@ -96,8 +96,16 @@ def test_coco_is_fetched_unpacked_and_left_alone_the_second_time(server: str, tm
     assert len(Handler.asked) == 3
 
 
-def test_a_broken_archive_leaves_nothing_behind(tmp_path: Path) -> None:
-    (tmp_path / "a.zip").write_bytes(zipped("a")[:-30])
-    with pytest.raises(InputError, match="no whole ZIP file"):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (zipped("a")[:-30], "a.zip is a damaged ZIP file"),
+        (zipped("a").replace(b"a", b"b", 3), "a.zip is a damaged ZIP file"),
+        (zipped("b"), "a.zip holds no folder 'a'"),
+    ],
+)
+def test_a_damaged_archive_leaves_nothing_behind(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.zip").write_bytes(content)
+    with pytest.raises(InputError, match=message):
         unpack(tmp_path / "a.zip", tmp_path, "a")
     assert [p.name for p in tmp_path.iterdir()] == ["a.zip"]

@@ -1,6 +1,41 @@
 """Annotation files and the feature cache to batches of padded captions."""
 
+from captioning.data.annotations import read_coco, read_coco_splits, read_flickr, read_karpathy
 from captioning.data.datamodule import CaptionDataModule
 from captioning.data.dataset import Batch, CaptionDataset, ImageDataset, LengthBuckets, collate
+from captioning.data.pairs import read_pairs
+from captioning.data.records import Annotated
+from captioning.data.subsample import sample_captions
+from captioning.data.topics import TopicModel
+from captioning.data.toy import draw_toy, read_toy
 
-__all__ = ["Batch", "CaptionDataModule", "CaptionDataset", "ImageDataset", "LengthBuckets", "collate"]
+# The readers, all of which only read: what a checkpoint may name as the source of its data.
+READERS = (
+    read_coco,
+    read_coco_splits,
+    read_flickr,
+    read_karpathy,
+    read_pairs,
+    read_toy,
+    sample_captions,
+)
+
+__all__ = [
+    "READERS",
+    "Annotated",
+    "Batch",
+    "CaptionDataModule",
+    "CaptionDataset",
+    "ImageDataset",
+    "LengthBuckets",
+    "TopicModel",
+    "collate",
+    "draw_toy",
+    "read_coco",
+    "read_coco_splits",
+    "read_flickr",
+    "read_karpathy",
+    "read_pairs",
+    "read_toy",
+    "sample_captions",
+]

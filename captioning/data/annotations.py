@@ -1,37 +1,29 @@
-"""Readers of annotation files, one a format, all giving `Annotated` records: pictures and their sentences.
+"""Readers of published annotation files, one per format, all returning `Annotated` records.
 
-Readers do not touch the pictures: a missing one is the extraction's business, which names it.
+Readers do not open the pictures: a missing one is reported by the extraction. Every record is checked, by
+`Records`.
 """
 
-import io
-import json
-import logging
-from contextlib import redirect_stdout
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from pycocotools.coco import COCO
-
+from captioning.data.records import (
+    ID,
+    LIST,
+    NAME,
+    SPLIT,
+    TEXT,
+    Annotated,
+    Records,
+    one_picture_per_id,
+    parse_json,
+    read_text,
+    show,
+)
 from captioning.errors import InputError
-
-log = logging.getLogger(__name__)
-
-_PICTURE_NAMES = (".jpg", ".jpeg", ".png")
-
-
-class Annotated(NamedTuple):
-    """One picture and its sentences.
-
-    `split` is train, val or test. `caption_ids` are the file's own ids of the captions, where it has any.
-    Only the post's caption-level split yields two records of one image, in different splits with different
-    captions.
-    """
-
-    image_id: str
-    path: Path
-    split: str
-    captions: tuple[str, ...]
-    caption_ids: tuple[str, ...] = ()
+from captioning.files import IMAGE_SUFFIXES
+from captioning.vocabulary import printable
 
 
 def read_coco(annotations: str | Path, images: str | Path, split: str) -> list[Annotated]:
@@ -42,136 +34,145 @@ def read_coco(annotations: str | Path, images: str | Path, split: str) -> list[A
             ignored.
         images: the folder of the pictures.
         split: the split that all of its images belong to.
+
+    Raises:
+        InputError: a record that is not as in a COCO captions file, or an id of two pictures.
     """
-    content = _json(annotations)
-    needed = {"images": ("id", "file_name"), "annotations": ("id", "image_id", "caption")}
-    for part, keys in needed.items():
-        entries = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(entries, list) or any(key not in entry for entry in entries[:1] for key in keys):
-            raise InputError(
-                f"{annotations} is no COCO captions file: it needs a list {part!r} of records with "
-                f"{', '.join(keys)}; captions_*.json of COCO has them, instances_*.json lacks them"
-            )
-    for entry in content["annotations"]:
-        if not (isinstance(entry, dict) and isinstance(entry.get("caption"), str) and "image_id" in entry):
-            raise InputError(f"{annotations}: an annotation is no caption of an image: {str(entry)[:80]}")
-    with redirect_stdout(io.StringIO()):
-        coco = COCO()
-        # Only these two: pycocotools takes a file with `categories` for one of object instances.
-        coco.dataset = {part: content[part] for part in needed}
-        coco.createIndex()
-    folder, records = Path(images), []
-    for image_id, image in coco.imgs.items():
-        captions = [entry for entry in coco.imgToAnns.get(image_id, []) if entry["caption"].strip()]
-        if captions:
-            texts, ids = tuple(c["caption"] for c in captions), tuple(str(c["id"]) for c in captions)
-            records.append(Annotated(str(image_id), folder / image["file_name"], split, texts, ids))
-    return records
+    records = Records(annotations, "a COCO captions file (captions_*.json, not instances_*.json)")
+    content, folder = _lists(annotations, records, "images", "annotations"), Path(images)
+    fields = {"id": ID, "file_name": NAME}
+    for number, image in enumerate(content["images"]):
+        image_id, name = records.check(("images[%d]", number), image, fields)
+        if not records.add(image_id, folder / name, split):
+            records.note("images listed twice", image_id)
+    caption_ids = set()
+    fields = {"id": ID, "image_id": ID, "caption": TEXT}
+    for number, caption in enumerate(content["annotations"]):
+        place = "annotations[%d]", number
+        caption_id, image_id, text = records.check(place, caption, fields)
+        records.add_caption(place, image_id, split, text, caption_id)
+        if caption_id in caption_ids:
+            records.note("captions with the id of another", caption_id)
+        caption_ids.add(caption_id)
+    # Some tools write an id as 7 in one list and as "7" in the other; both mean the same picture.
+    ids = [image["id"] for image in content["images"]]
+    ids += [caption["image_id"] for caption in content["annotations"]]
+    texts = [image_id for image_id in ids if isinstance(image_id, str)]
+    if len(texts) < len(ids):
+        for image_id in texts:
+            records.note("image ids written as text, the others as numbers", image_id)
+    return records.finish()
 
 
 def read_coco_splits(
-    root: str | Path, annotations: dict[str, str], images: dict[str, str]
+    root: str | Path, annotations: Mapping[str, str], images: Mapping[str, str]
 ) -> list[Annotated]:
-    """Read one COCO captions file a split.
+    """Read one COCO captions file per split.
 
     Args:
         root: folder of the data set.
         annotations: the file of each split, relative to the root.
         images: the picture folder of each split, relative to the root.
+
+    Raises:
+        InputError: see `read_coco`; or an id means a picture in one file and another picture in another.
     """
-    parts = [
-        read_coco(Path(root) / file, Path(root) / images[split], split) for split, file in annotations.items()
-    ]
-    return [record for part in parts for record in part]
+    records: list[Annotated] = []
+    for split, file in annotations.items():
+        if split not in images:
+            raise InputError(f"data.reader.images has no folder for the split {split!r}, annotations has")
+        records += read_coco(Path(root) / file, Path(root) / images[split], split)
+    return one_picture_per_id(records, root)
 
 
 def read_karpathy(annotations: str | Path, images: str | Path) -> list[Annotated]:
-    """Read Karpathy's split file (`dataset_coco.json`, `dataset_flickr8k.json`); `restval` joins train."""
-    content, folder, records = _json(annotations), Path(images), []
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise InputError(f"{annotations} is no Karpathy split file: it needs a list 'images'")
-    for position, image in enumerate(content["images"]):
-        try:
-            split = "train" if image["split"] == "restval" else image["split"]
-            path = folder / image.get("filepath", "") / image["filename"]
-            texts = tuple(sentence["raw"] for sentence in image["sentences"])
-            image_id = str(image.get("cocoid", image["filename"]))
-        except KeyError as error:
-            raise InputError(
-                f"{annotations}: image {position} lacks {error}; a Karpathy split file has it"
-            ) from error
-        except (TypeError, AttributeError) as error:
-            raise InputError(
-                f"{annotations}: image {position} is not as in a Karpathy split file ({error!r})"
-            ) from error
-        records.append(Annotated(image_id, path, split, texts, tuple(map(str, image.get("sentids", ())))))
-    return records
+    """Read Karpathy's split file (`dataset_coco.json`, `dataset_flickr8k.json`); `restval` joins train.
+
+    Raises:
+        InputError: a record that is not as in such a file, or an id of two pictures.
+    """
+    records = Records(annotations, "a Karpathy split file")
+    fields = {"filename": NAME, "split": SPLIT, "sentences": LIST}
+    for number, image in enumerate(_lists(annotations, records, "images")["images"]):
+        place = "images[%d]", number
+        name, split, sentences, folder, coco_id, ids = records.check(
+            place, image, fields, {"filepath": TEXT, "cocoid": ID, "sentids": LIST}
+        )
+        if ids and len(ids) != len(sentences):
+            raise records.error(place, f"{len(ids)} sentids", f"as many as sentences, {len(sentences)}")
+        image_id = coco_id or name
+        if not records.add(image_id, Path(images) / (folder or "") / name, split):
+            records.note("images listed twice", image_id)
+        for position, sentence in enumerate(sentences):
+            place = f"images[{number}].sentences[%d]", position
+            (text,) = records.check(place, sentence, {"raw": TEXT})
+            caption_id = {"sentid": ids[position]} if ids else {}
+            records.add_caption(
+                place, image_id, split, text, *records.check(place, caption_id, {}, {"sentid": ID})
+            )
+    return records.finish()
 
 
 def read_flickr(
     tokens: str | Path,
     images: str | Path,
-    splits: dict[str, str | Path],
+    splits: Mapping[str, str | Path],
 ) -> list[Annotated]:
     """Read the text form of Flickr8k and Flickr30k.
 
-    Lines that name no picture are left out and told (Flickr8k has five: `2258277193_586949ec62.jpg.1`).
+    Lines that name no picture are left out and counted (Flickr8k has five: `2258277193_586949ec62.jpg.1`).
 
     Args:
         tokens: lines of `name.jpg#number<tab>sentence`.
         images: the folder of the pictures.
         splits: the list of image names of each split; images in no list are left out.
+
+    Raises:
+        InputError: a line of another form, or a list without any picture that has a sentence.
     """
-    captions: dict[str, list[str]] = {}
-    surplus: dict[str, int] = {}
-    for number, line in enumerate(_lines(tokens), start=1):
+    records = Records(tokens, "a Flickr token file")
+    captions: dict[str, list[tuple[int, str]]] = {}
+    for number, line in _lines(tokens):
         name, tab, sentence = line.partition("\t")
         name, hash_sign, _ = name.partition("#")
         if not tab or not hash_sign:
-            raise InputError(f"{tokens} line {number}: needed 'name.jpg#0<tab>sentence', found {line[:60]!r}")
-        if not name.lower().endswith(_PICTURE_NAMES):
-            surplus[name] = surplus.get(name, 0) + 1
+            raise records.error(("line %d", number), repr(line[:60]), "'name.jpg#0<tab>sentence'")
+        fields = {"image": ID, "sentence": TEXT}
+        records.check(("line %d", number), {"image": name, "sentence": sentence}, fields)
+        if name.lower().endswith(IMAGE_SUFFIXES):
+            captions.setdefault(name, []).append((number, sentence))
         else:
-            captions.setdefault(name, []).append(sentence)
-    if surplus:
-        lines = sum(surplus.values())
-        log.warning("%s: left out %d lines that name no picture (%s)", tokens, lines, ", ".join(surplus))
-    records = []
+            records.note("lines left out that name no picture", name)
     for split, file in splits.items():
-        for name in (line.strip() for line in _lines(file)):
+        names = [line.strip() for _, line in _lines(file)]
+        if not captions.keys() & set(names):
+            raise InputError(
+                f"{printable(file)} lists no picture that {records.source} has a caption of; the two files "
+                "don't match"
+            )
+        for name in names:
+            if not records.add(name, Path(images) / name, split):
+                records.note(f"images listed twice in {printable(file)}", name)
+                continue
             if name not in captions:
-                raise InputError(
-                    f"{file} lists {name} but {tokens} has no caption of it; the two files don't match"
-                )
-            records.append(Annotated(name, Path(images) / name, split, tuple(captions[name])))
-    return records
+                records.note(f"images of {printable(file)} have no caption here", name)
+            for number, sentence in captions.get(name, []):
+                records.add_caption(("line %d", number), name, split, sentence)
+    return records.finish()
 
 
-def _lines(file: str | Path) -> list[str]:
-    return [line for line in read_text(file).split("\n") if line.strip()]
+def _lists(file: str | Path, records: Records, *names: str) -> dict[str, Any]:
+    """Read a JSON object of which some keys must be lists."""
+    content = parse_json(read_text(file), file)
+    for name in names:
+        if not isinstance(content, dict) or not isinstance(content.get(name), list):
+            raise InputError(
+                f"{records.source} is not {records.form}: it needs a list {name!r}, found {show(content)}"
+            )
+    return content
 
 
-def _json(file: str | Path) -> Any:
-    try:
-        return json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise InputError(
-            f"{file} is not JSON (line {error.lineno}): {error.msg}; is the download complete?"
-        ) from error
-
-
-def read_text(file: str | Path) -> str:
-    """Read a UTF-8 file.
-
-    Raises:
-        InputError: there is none, or it is something else.
-    """
-    try:
-        return Path(file).read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(
-            f"there is no annotation file {file}; set CAPTIONING_DATA to the folder of the data sets or the "
-            "data.reader.* options to where yours lies"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8 text: {error}") from error
+def _lines(file: str | Path) -> list[tuple[int, str]]:
+    """Return the lines of a text file that are not blank, with their numbers."""
+    # Not `splitlines`, which also splits at characters that may stand inside a caption.
+    return [(n, line) for n, line in enumerate(read_text(file).split("\n"), start=1) if line.strip()]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from captioning.data.annotations import Annotated
+from captioning.data.records import Annotated
 from captioning.features.cache import FeatureCache
 from captioning.vocabulary import PAD, Vocabulary
 
@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     tokens: (B, T+1) word ids: START, the words, END, then PAD. Inputs are `tokens[:, :-1]`, targets
         `tokens[:, 1:]`.
     image_ids: B ids.
-    references: for each image all its captions as text, for rewards and scores.
+    references: all captions of each image as text, for rewards and scores.
     """
 
     features: Tensor
@@ -32,8 +32,8 @@ class Batch(NamedTuple):
     references: list[tuple[str, ...]]
 
 
-class _Cached(Dataset):
-    """Items whose features come from the cache; hands out whole batches, so that one read serves them."""
+class _CachedDataset(Dataset):
+    """Items whose features come from the cache; `__getitems__` builds a whole batch with one read."""
 
     def __init__(self, records: Sequence[Annotated], cache: FeatureCache, vocabulary: Vocabulary) -> None:
         self.records, self.cache, self.vocabulary = list(records), cache, vocabulary
@@ -46,27 +46,32 @@ class _Cached(Dataset):
 
     def _batch(self, records: Sequence[Annotated], captions: Sequence[Sequence[int]]) -> Batch:
         image_ids = [record.image_id for record in records]
-        features = torch.from_numpy(self.cache.read(image_ids))
+        features = torch.from_numpy(self.cache.read(image_ids))  # (B, R, D)
         mask = None
         if self.cache.varies_in_count:
-            counts = torch.from_numpy(self.cache.counts(image_ids))
+            counts = torch.from_numpy(self.cache.counts(image_ids))  # (B,)
             mask = torch.arange(features.shape[1]) < counts[:, None]  # (B, R)
-        tokens = pad_captions(captions)
+        tokens = pad_captions(captions)  # (B, T+1)
         return Batch(features, mask, tokens, image_ids, [record.captions for record in records])
 
 
-class CaptionDataset(_Cached):
-    """One item a caption: what teacher forcing trains on.
+class CaptionDataset(_CachedDataset):
+    """One item per caption, for teacher forcing.
 
     Args:
-        records: pictures with their sentences.
+        records: pictures with their captions.
         cache: their features.
-        vocabulary: turns sentences into ids.
-        max_words: longer captions are cut to that many words and keep their END.
+        vocabulary: turns captions into ids.
+        max_words: longer captions are cut to that many words and keep their END; None cuts none.
     """
 
     def __init__(
-        self, records: Sequence[Annotated], cache: FeatureCache, vocabulary: Vocabulary, *, max_words: int
+        self,
+        records: Sequence[Annotated],
+        cache: FeatureCache,
+        vocabulary: Vocabulary,
+        *,
+        max_words: int | None,
     ) -> None:
         super().__init__(records, cache, vocabulary)
         self._items = [(row, text) for row, record in enumerate(self.records) for text in record.captions]
@@ -77,7 +82,7 @@ class CaptionDataset(_Cached):
 
     @property
     def lengths(self) -> list[int]:
-        """Ids in each caption, START and END included."""
+        """Number of ids of each caption, START and END included."""
         return [len(tokens) for tokens in self._tokens]
 
     def word_counts(self) -> Tensor:
@@ -92,14 +97,14 @@ class CaptionDataset(_Cached):
         )
 
 
-class ImageDataset(_Cached):
-    """One item an image, its first caption as `tokens`: what decoding and self-critical training run over.
+class ImageDataset(_CachedDataset):
+    """One item per image with its first caption as `tokens`, for decoding and self-critical training.
 
     Args:
-        records: pictures with their sentences.
+        records: pictures with their captions; those that have none are left out, except `without_captions`.
         cache: their features.
-        vocabulary: turns sentences into ids.
-        sealed: hand out no captions at all, so that nothing that predicts can see a reference.
+        vocabulary: turns captions into ids.
+        without_captions: put no captions into the batches, so that no prediction can depend on a reference.
     """
 
     def __init__(
@@ -108,11 +113,11 @@ class ImageDataset(_Cached):
         cache: FeatureCache,
         vocabulary: Vocabulary,
         *,
-        sealed: bool = False,
+        without_captions: bool = False,
     ) -> None:
-        if sealed:
+        if without_captions:
             records = [record._replace(captions=("",), caption_ids=()) for record in records]
-        super().__init__(records, cache, vocabulary)
+        super().__init__([record for record in records if record.captions], cache, vocabulary)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -132,23 +137,23 @@ def pad_captions(captions: Sequence[Sequence[int]]) -> Tensor:
 
 
 def collate(batch: Batch) -> Batch:
-    """Pass on what `__getitems__` built: it already is a batch."""
+    """Return what `__getitems__` built: it already is a batch."""
     return batch
 
 
 class LengthBuckets(Sampler[list[int]]):
-    """Batches of captions of about the same length, shuffled anew each epoch and the same for the same epoch.
+    """Batches of captions of similar length, shuffled anew each epoch and reproducible for a given epoch.
 
     Items are shuffled, sorted by length within pools of many batches, cut into batches, and the batches
     shuffled: little padding, while every batch still mixes the whole data set.
 
     Args:
-        lengths: of each item.
-        batch_size: items a batch; the last one may be smaller.
-        seed: of the shuffling; combined with the epoch that Lightning sets.
-        pool: batches that are sorted together.
-        rank: of this process among those that train together; each takes its share of the batches.
-        processes: how many train together.
+        lengths: length of each item.
+        batch_size: items per batch; the last one may be smaller.
+        seed: seeds the shuffling together with the epoch that Lightning sets.
+        pool: number of batches that are sorted together.
+        rank: index of this process among those that train together; each gets its share of the batches.
+        processes: number of processes that train together.
     """
 
     def __init__(
@@ -178,13 +183,15 @@ class LengthBuckets(Sampler[list[int]]):
         return -(-len(self.lengths) // self.batch_size) // self.processes
 
     def __iter__(self) -> Iterator[list[int]]:
-        # Lazy, because Lightning makes the iterator before it sets the epoch.
+        # A generator, because Lightning creates the iterator before it sets the epoch.
         generator = random.Random(f"{self.seed} {self.epoch}")
         order = list(range(len(self.lengths)))
         generator.shuffle(order)
+        # Sorting within pools only: sorting everything would put the same captions together every epoch.
         span = self.pool * self.batch_size
         for start in range(0, len(order), span):
             order[start : start + span] = sorted(order[start : start + span], key=self.lengths.__getitem__)
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         generator.shuffle(batches)
-        yield from batches[self.rank :: self.processes][: len(self)]  # as many for every process
+        # Every process gets as many batches as the others, or those that have fewer would wait forever.
+        yield from batches[self.rank :: self.processes][: len(self)]

@@ -13,15 +13,15 @@ from captioning.vocabulary import SPECIAL_WORDS, tokenize
 
 
 class TopicModel:
-    """Topics learnt from documents, each a sequence of captions of one image.
+    """Topics fitted to documents, each the captions of one image.
 
     Args:
         documents: the captions of each training image.
-        words: `Vocabulary.words`; other words count for nothing.
+        words: `Vocabulary.words`; other words are ignored.
         num_topics: 80 in the authors' code.
-        passes: of the variational fit over all documents.
+        passes: passes of the variational fit over all documents.
         stop_words: leave out scikit-learn's English stop words; the authors' code keeps them.
-        seed: of the fit.
+        seed: seeds the fit.
 
     Raises:
         InputError: scikit-learn is not installed, or no word is left.
@@ -46,20 +46,21 @@ class TopicModel:
             ) from error
         left_out = ENGLISH_STOP_WORDS if stop_words else frozenset()
         kept = [word for word in words[len(SPECIAL_WORDS) :] if word not in left_out]
-        self._counts = CountVectorizer(
+        # `tokenize` lower-cases; scikit-learn must neither do so again nor apply its own word pattern.
+        self._vectorizer = CountVectorizer(
             vocabulary=kept, tokenizer=tokenize, token_pattern=None, lowercase=False
         )
         if not kept:
             raise InputError(
                 f"none of the {len(words)} words is left for topics; needed is a larger "
-                "vocabulary or objective.stop_words=false"
+                "vocabulary or objective.fit_topics.stop_words=false"
             )
         self._topics = LatentDirichletAllocation(num_topics, max_iter=passes, random_state=seed)
         self._topics.fit(self._count(documents))
 
     def __call__(self, documents: Iterable[Sequence[str]]) -> np.ndarray:
-        """Infer the topics of documents: (documents, topics) float32, each row one in sum."""
+        """Infer the topics of documents: (documents, topics) float32, each row sums to one."""
         return self._topics.transform(self._count(documents)).astype(np.float32)
 
     def _count(self, documents: Iterable[Sequence[str]]) -> np.ndarray:
-        return self._counts.transform(" ".join(captions) for captions in documents)
+        return self._vectorizer.transform(" ".join(captions) for captions in documents)

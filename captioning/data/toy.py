@@ -1,15 +1,14 @@
-"""The toy data set: drawn scenes of coloured shapes with sentences that a checker can call true or false.
+"""The toy data set: drawn scenes of coloured shapes, with sentences whose truth a checker can decide.
 
 It needs no download, so tests, `make demo` and the bare `python -m captioning.train` use it. One to three
-shapes of distinct colours lie on a softly shaded canvas; sizes, colours, places, overlap and
-background vary, all drawn from a seed. Five paraphrases a scene, written as JPEGs and COCO captions JSON
-files.
+shapes of distinct colours lie on a softly shaded canvas; sizes, colours, positions, overlap and
+background vary, all drawn from a seed. Each scene has five sentences. The set is written as JPEGs and COCO
+captions files; only `draw_toy` writes, `read_toy` reads.
 """
 
 import json
 import logging
 import math
-import os
 import random
 import re
 from collections.abc import Mapping
@@ -19,12 +18,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from captioning.data.annotations import Annotated, read_coco
+from captioning.data.annotations import read_coco
+from captioning.data.records import Annotated, read_text
 from captioning.errors import InputError
+from captioning.files import atomic_write
 
 log = logging.getLogger(__name__)
 
-CANVAS = 299
+CANVAS = 299  # pixels a side, InceptionV3's input
 COLOURS = {
     "red": (214, 39, 40),
     "green": (44, 150, 60),
@@ -35,17 +36,18 @@ COLOURS = {
 }
 KINDS = ("circle", "square", "triangle")
 RADII = {"small": (34, 38), "": (48, 53), "large": (66, 74)}  # pixels; the gaps keep sizes unmistakable
-RELATIONS: dict[str, tuple[int, int]] = {  # direction in which the first lies from the second
+RELATIONS: dict[str, tuple[int, int]] = {  # (x, y) direction from the second shape to the first
     "above": (0, -1),
     "below": (0, 1),
     "left of": (-1, 0),
     "right of": (1, 0),
 }
 MARGIN = 12  # pixels by which centres must differ for a relation to be true
+_MADE = "made.json"  # written last: how the set was drawn
 
 
 class Shape(NamedTuple):
-    """One shape: size is small, large or empty (middling); centre and radius in pixels."""
+    """One shape: size is small, large or empty (medium); centre and radius in pixels."""
 
     kind: str
     colour: str
@@ -60,10 +62,10 @@ class Shape(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """Shapes in the order of drawing, and the canvas: its middle shade and how that changes.
+    """Shapes in drawing order, and the canvas: its mean shade and gradients, in grey levels from 0 to 255.
 
-    It is lighter at the top and warmer at the left, more or less so in each scene, as daylight tells above
-    from below in photographs: convolutions alone don't know where they look.
+    The canvas gets darker downwards and colder to the right, more or less so in each scene. Like daylight in
+    photographs this shows above from below; convolutions alone do not know their position.
     """
 
     shapes: tuple[Shape, ...]
@@ -86,7 +88,7 @@ def draw_scene(generator: random.Random) -> Scene:
         if all(math.dist((x, y), (s.x, s.y)) > 0.9 * (radius + s.radius) for s in shapes):
             shapes.append(Shape(kinds[len(shapes)], colours[len(shapes)], size, x, y, radius))
         elif generator.random() < 0.02:
-            shapes.clear()  # a corner that leaves no room: begin again
+            shapes.clear()  # no room may be left: start again
     return Scene(
         tuple(shapes),
         shade=generator.randint(135, 160),
@@ -97,7 +99,7 @@ def draw_scene(generator: random.Random) -> Scene:
 
 
 def render(scene: Scene) -> Image.Image:
-    """Paint a scene: an RGB picture of 299 × 299 pixels."""
+    """Paint a scene as an RGB picture of 299 × 299 pixels."""
     scale = 2  # painted at twice the size, so that edges come out smooth
     side = CANVAS * scale
     image = _canvas(scene, side)
@@ -116,7 +118,7 @@ def render(scene: Scene) -> Image.Image:
 
 
 def _canvas(scene: Scene, side: int) -> Image.Image:
-    down, right = np.mgrid[1:-1:4j, 1:-1:4j]  # 1 at the top and at the left; a few points, then made large
+    down, right = np.mgrid[1:-1:4j, 1:-1:4j]  # from 1 at the top or left to -1; 4 × 4 points, then enlarged
     light = scene.shade + scene.height_slope * down
     warmth = scene.width_slope * right
     channels = [light + sign * warmth + tint for sign, tint in zip((1, 0, -1), scene.tint, strict=True)]
@@ -125,7 +127,7 @@ def _canvas(scene: Scene, side: int) -> Image.Image:
 
 
 def relation(first: Shape, second: Shape) -> str:
-    """Say where the first shape lies from the second, along the longer way."""
+    """State where the first shape lies from the second, along the axis on which they are further apart."""
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) > abs(dy):
         return "right of" if dx > 0 else "left of"
@@ -173,10 +175,10 @@ _SENTENCE = re.compile(
 
 
 def is_true(sentence: str, scene: Scene) -> bool:
-    """Check whether a sentence is well formed and everything it says holds of the scene.
+    """Check that a sentence is well formed and true of the scene.
 
-    Every named shape must be there, with the named size and only once in the sentence; a stated relation must
-    hold by a margin of 12 pixels; a stated number must be the number of shapes.
+    Every named shape must exist with the named size and be named once; a stated relation must hold by a
+    margin of 12 pixels; a stated number must be the number of shapes.
     """
     match = _SENTENCE.fullmatch(" ".join(re.sub(r"[^a-z ]", " ", sentence.lower()).split()))
     if match is None:
@@ -207,55 +209,71 @@ def _holds(name: str, first: Shape, second: Shape) -> bool:
     return (first.x - second.x) * dx + (first.y - second.y) * dy > MARGIN
 
 
-def write_toy(root: str | Path, scenes: Mapping[str, int], seed: int) -> None:
-    """Draw the data set into a folder: `images/`, and `captions_<split>.json` with each scene's parameters.
+def draw_toy(root: str | Path, scenes: Mapping[str, int], seed: int) -> None:
+    """Draw the data set unless it exists: `images/`, and `captions_<split>.json` with the scenes' parameters.
 
     Args:
-        root: a new folder, or an empty one; it has this name only when all is drawn.
+        root: a new folder, or an empty one; it appears under this name when the whole set is drawn.
         scenes: number of scenes of each split.
-        seed: each split draws with a seed of its own, made of this one and its name.
+        seed: each split is drawn with a seed made of this one and the split's name.
+
+    Raises:
+        InputError: the folder holds scenes of other numbers or another seed, or other files.
     """
     root = Path(root)
-    fresh = root.with_name(f"{root.name}.{os.getpid()}.new")
-    (fresh / "images").mkdir(parents=True)
-    for split, count in scenes.items():
+    if _is_drawn(root, scenes, seed):
+        return
+    if root.is_dir() and any(root.iterdir()):
+        raise InputError(f"{root} holds files but no toy set; give data.reader.root=<new folder>")
+    log.info("drawing %d toy scenes into %s", sum(scenes.values()), root)
+    try:
+        with atomic_write(root) as folder:
+            _draw(folder, scenes, seed)
+    except OSError:
+        # A folder with files cannot be replaced: another process may have drawn the same set meanwhile.
+        if not _is_drawn(root, scenes, seed):
+            raise
+
+
+def _draw(folder: Path, scenes: Mapping[str, int], seed: int) -> None:
+    (folder / "images").mkdir(parents=True)
+    for number, (split, count) in enumerate(scenes.items()):
         generator = random.Random(f"{seed} {split}")
-        images: list[dict] = []
-        annotations: list[dict] = []
-        for index in range(count):
-            scene, name = draw_scene(generator), f"{split}_{index:05d}.jpg"
-            render(scene).save(fresh / "images" / name, quality=92)
-            image_id = len(images) + 1_000_000 * list(scenes).index(split)
-            images.append({"id": image_id, "file_name": name, "scene": scene})
-            for sentence in describe(scene, generator):
-                caption = sentence[0].upper() + sentence[1:]
-                annotations.append(
-                    {"id": image_id * 5 + len(annotations) % 5, "image_id": image_id, "caption": caption}
-                )
-        content = {"info": {"seed": seed}, "images": images, "annotations": annotations}
-        (fresh / f"captions_{split}.json").write_text(json.dumps(content))
-    (fresh / "made.json").write_text(json.dumps({"scenes": dict(scenes), "seed": seed}))
-    os.replace(fresh, root)  # onto an empty folder or nothing; another process' drawing is not overwritten
+        lists = _draw_split(folder / "images", split, count, 1_000_000 * number, generator)
+        content = {"info": {"seed": seed}, **lists}
+        (folder / f"captions_{split}.json").write_text(json.dumps(content), encoding="utf-8")
+    (folder / _MADE).write_text(json.dumps({"scenes": dict(scenes), "seed": seed}), encoding="utf-8")
+
+
+def _draw_split(
+    folder: Path, split: str, count: int, first_id: int, generator: random.Random
+) -> dict[str, list]:
+    """Draw the pictures of one split and return the lists of a COCO captions file."""
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for index in range(count):
+        scene, name = draw_scene(generator), f"{split}_{index:05d}.jpg"
+        render(scene).save(folder / name, quality=92)
+        image_id = first_id + index
+        images.append({"id": image_id, "file_name": name, "scene": scene})
+        for number, sentence in enumerate(describe(scene, generator)):
+            caption = sentence[0].upper() + sentence[1:]
+            annotations.append({"id": image_id * 5 + number, "image_id": image_id, "caption": caption})
+    return {"images": images, "annotations": annotations}
 
 
 def read_toy(root: str | Path, scenes: Mapping[str, int], seed: int) -> list[Annotated]:
-    """Read the data set, drawing it first where there is none.
+    """Read a data set that `draw_toy` drew.
 
     Raises:
-        InputError: the folder holds scenes of other numbers or another seed, or something else.
+        InputError: the set is not drawn, or with other numbers of scenes or another seed.
     """
-    root, wanted = Path(root), {"scenes": dict(scenes), "seed": seed}
-    made = root / "made.json"
-    if made.is_file() and (found := json.loads(made.read_text())) != wanted:
+    root = Path(root)
+    if not _is_drawn(root, scenes, seed):
         raise InputError(
-            f"{root} holds a toy set drawn with {found}, but needed is {wanted}; delete it and its feature "
-            "file, or draw another with data.reader.root=<new folder> and features.path=<new file>"
+            f"there is no toy set in {root}; draw it with python -m captioning.extract data=toy features=toy "
+            "or train with prepare=true"
         )
-    if not made.is_file():
-        if root.is_dir() and any(root.iterdir()):
-            raise InputError(f"{root} holds files but no toy set; give data.reader.root=<new folder>")
-        log.info("drawing %d toy scenes into %s", sum(scenes.values()), root)
-        write_toy(root, scenes, seed)
     return [
         record
         for split in scenes
@@ -263,9 +281,21 @@ def read_toy(root: str | Path, scenes: Mapping[str, int], seed: int) -> list[Ann
     ]
 
 
+def _is_drawn(root: Path, scenes: Mapping[str, int], seed: int) -> bool:
+    made, needed = root / _MADE, {"scenes": dict(scenes), "seed": seed}
+    if not made.is_file():
+        return False
+    if (found := json.loads(read_text(made))) != needed:
+        raise InputError(
+            f"{root} holds a toy set drawn with {found}, but needed is {needed}; delete it and its feature "
+            "file, or draw another with data.reader.root=<new folder> and features.path=<new file>"
+        )
+    return True
+
+
 def read_scenes(annotations: str | Path) -> dict[str, Scene]:
     """Read the scenes of a toy annotation file by image id, for the checker."""
-    images = json.loads(Path(annotations).read_text())["images"]
+    images = json.loads(read_text(annotations))["images"]
     return {
         str(image["id"]): Scene(tuple(Shape(*shape) for shape in image["scene"][0]), *image["scene"][1:])
         for image in images
