@@ -1,28 +1,38 @@
 """Attention-based image captioning in PyTorch Lightning.
 
-Read the package in the order in which the data flows:
+    import captioning
+    captioner = captioning.load("runs/flickr8k/...")
+    captioner("dog.jpg").text
 
-    vocabulary      words <-> numbers
-    features/       photographs -> frozen CNN or detector features -> an HDF5 cache
-    data/           annotation files + cache -> batches
-    models/         features + words so far -> scores of the next word; one file per family
-    decoding/       a model -> captions: greedy, sampling, beam search
-    metrics/        captions -> scores, pure text to numbers
+The package in the order in which the data flows:
+
+    vocabulary      words <-> ids
+    features/       photographs -> frozen networks -> an HDF5 cache
+    data/           annotation files and cache -> batches
+    models/         features and the words so far -> scores of the next word; one file per family
+    decoding/       a model -> captions: greedy, sampling, beam search, ensembles
+    metrics/        captions -> scores, text in and numbers out
     objectives/     (model, batch) -> loss; one file per training idea
-    module          the LightningModule: steps, optimisers, validation captions
-    attention_statistics    does attention look anywhere in particular?
-    checkpoint      what a checkpoint says about itself
-    retrieval       captions without a caption model, as baselines
-    references      what captions are scored against
-    results         captions in COCO's results format, with their scores
-    comparison      two results side by side, as a page
-    predictor       a checkpoint + a photograph -> a caption
-    visualise       where the model looked, as pictures
-    assembly        a composed config -> the parts of a training run
-    training        what the trainer gets beside the module
-    sweep           what a multirun prints at its end
-    files           written whole or not at all
-    extract train evaluate caption baseline demo      the commands
+    checkpoint      what is written beside the weights, and how a model comes back
+    predictor       a checkpoint and a photograph -> a caption
+    training/       config -> run: assembly, the LightningModule, callbacks, sweeps
+    evaluation/     references, scores, comparisons, baselines, attention pictures
+    cli/            what all commands share
+    errors files    the one error for bad input; files written whole or not at all
+
+    train extract evaluate caption baseline demo      the commands: python -m captioning.train
 """
 
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["Caption", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: torch takes seconds, and `--help` does not need it.
+    if name in __all__:
+        from captioning import predictor
+
+        return getattr(predictor, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,11 @@
-"""The whole system in a few minutes: `python -m captioning.demo` (or `make demo`), no download.
+"""The whole system in a few minutes: `python -m captioning.demo` (or `make demo`), with no download.
 
-Draws the toy scenes, extracts features, trains, then captions held-out scenes (drawn with a seed of their
-own), lets the checker say which captions are true, and writes attention pictures.
+Draws the toy scenes, extracts features, trains, captions held-out scenes (drawn with a seed of their own),
+lets the checker decide which captions are true, and writes attention pictures.
 """
 
 import logging
 import time
-from functools import partial
 from pathlib import Path
 
 from hydra.utils import instantiate
@@ -14,59 +13,66 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from captioning.cli import command
+from captioning.cli.progress import extraction_progress
 from captioning.data.toy import Scene, is_true, named_shapes, read_scenes
-from captioning.entry import build_decoder, command
+from captioning.evaluation import attention_figure, close, save
 from captioning.features import read_image
-from captioning.predictor import Caption, Predictor
-from captioning.train import train
-from captioning.visualise import attention_figure, close, grid_margin, save
+from captioning.predictor import Caption, load
+from captioning.training import assemble
+from captioning.training.assembly import plain
 
 log = logging.getLogger(__name__)
 
-PICTURES = 6
+NUM_PICTURES = 6
 
 
 @command("demo")
 def main(config: DictConfig) -> None:
-    """Run the command."""
+    """Train on the toy scenes, then caption and check held-out ones."""
     started = time.perf_counter()
-    train(config)
+    folder = Path(config.output_dir)
+    assemble(config, progress=extraction_progress).fit()
     # The last epoch, where the learning rate has come down; "best" goes by CIDEr-D, which is not truth.
-    last = Path(config.output_dir) / "checkpoints" / "last.ckpt"
-    predictor = Predictor.load(last, decoding=partial(build_decoder, config.decoding))
+    captioner = load(folder / "checkpoints" / "last.ckpt", decoding=plain(config.decoding))
     records = [record for record in instantiate(config.data.reader)() if record.split == "test"]
-    images = [read_image(record.path) for record in records]
-    captions = [caption for i in range(0, len(images), 50) for caption in predictor.batch(images[i : i + 50])]
+    captions = captioner([record.path for record in records], batch_size=50)
     scenes = read_scenes(Path(config.data.reader.root) / "captions_test.json")
-    found = [(scenes[record.image_id], caption) for record, caption in zip(records, captions, strict=True)]
-    folder = Path(config.output_dir) / "pictures"
-    folder.mkdir(parents=True, exist_ok=True)
-    for record, image, caption in list(zip(records, images, captions, strict=True))[:PICTURES]:
-        if caption.attention is not None:
-            margin = grid_margin(caption.image_size[0], caption.attention.shape[1])
-            figure = attention_figure(
-                image, caption.words, caption.attention, caption.boxes, caption.text, margin
-            )
-            save(figure, folder / f"{record.path.stem}.png")
-            close(figure)
-    report(found)
-    log.info("attention pictures in %s; all of it took %.0f s", folder, time.perf_counter() - started)
-    log.info(
-        "caption a picture of yours: python -m captioning.caption checkpoint=%s image=...", config.output_dir
+    report([(scenes[record.image_id], caption) for record, caption in zip(records, captions, strict=True)])
+    for record, caption in zip(records[:NUM_PICTURES], captions, strict=False):
+        save_picture(record.path, caption, folder / "pictures" / f"{record.path.stem}.png")
+    log.info("attention pictures in %s", folder / "pictures")
+    log.info("all of it took %.0f s", time.perf_counter() - started)
+    log.info("caption your own picture: python -m captioning.caption checkpoint=%s image=...", folder)
+
+
+def save_picture(path: Path, caption: Caption, target: Path) -> None:
+    """Write the attention picture of one scene."""
+    assert caption.attention is not None
+    figure = attention_figure(
+        read_image(path),
+        caption.words,
+        caption.attention,
+        grid=caption.grid,
+        image_size=caption.image_size,
+        title=caption.text,
     )
+    save(figure, target)
+    close(figure)
 
 
-def report(found: list[tuple[Scene, Caption]]) -> None:
+def report(results: list[tuple[Scene, Caption]]) -> None:
     """Print sample captions with the checker's verdict, and the shares over all scenes."""
-    table = Table("caption of a scene never seen", "shapes that are there", "true?")
-    for scene, caption in found[:10]:
+    table = Table("caption of a held-out scene", "shapes in it", "true?")
+    for scene, caption in results[:10]:
         shapes = ", ".join(shape.noun() for shape in scene.shapes)
         table.add_row(caption.text, shapes, "yes" if is_true(caption.text, scene) else "NO")
     Console().print(table)
-    true = sum(is_true(caption.text, scene) for scene, caption in found)
-    complete = sum(named_shapes(caption.text) == len(scene.shapes) for scene, caption in found)
-    log.info("true captions: %d of %d held-out scenes (%.1f %%)", true, len(found), 100 * true / len(found))
-    log.info("captions that name as many shapes as there are: %.1f %%", 100 * complete / len(found))
+    true = sum(is_true(caption.text, scene) for scene, caption in results)
+    complete = sum(named_shapes(caption.text) == len(scene.shapes) for scene, caption in results)
+    total = len(results)
+    log.info("true captions: %d of %d held-out scenes (%.1f %%)", true, total, 100 * true / total)
+    log.info("captions that name as many shapes as there are: %.1f %%", 100 * complete / total)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,68 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all, and where things lie: the configs, pictures, unfinished files.
+
+Every writer of the package goes through `atomic_write`, so that a kill or a full disk leaves the old file or
+the new one. What grows over many runs (feature files, downloads) uses `partial_path` and renames at its end.
+"""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it, so that nobody sees half of it."""
+def _config_folder() -> Path:
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "conf"
+    return checkout if (checkout / "train.yaml").is_file() else package / "conf"
+
+
+CONF = _config_folder()  # at the top of a checkout, inside the package once it is installed
+PARTIAL = ".partial"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def partial_path(path: str | Path) -> Path:
+    """Return the name under which a file grows until it is complete: `<name>.partial`."""
+    path = Path(path)
+    return path.with_name(f"{path.name}{PARTIAL}")
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it is renamed to `path` at the end, or removed after an error.
+
+    The caller creates a file or a folder there. A folder only replaces nothing or an empty folder.
+
+    Raises:
+        OSError: as the file system gives it; `path` is untouched.
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    # The process id keeps two writers of the same file apart; the last one wins, with a whole file.
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        fresh.write_text(text, encoding="utf-8", newline="")
-        os.replace(fresh, path)
+        yield temporary
+        if temporary.is_file():
+            _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def _sync(path: Path) -> None:
+    # Without this a power cut after the rename could leave an empty file under the final name.
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
     finally:
-        fresh.unlink(missing_ok=True)
+        os.close(descriptor)

@@ -12,92 +12,94 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from captioning.data import Batch, CaptionDataModule
+from captioning.cli import silence_known_warnings
+from captioning.data import Batch, CaptionDataModule, draw_toy, read_toy
 from captioning.data.dataset import pad_captions
-from captioning.data.toy import read_toy
-from captioning.entry import CONF, quieten
 from captioning.features import Backbone, extract
+from captioning.files import CONF
 from captioning.models import (
-    AdaptiveAttention,
+    AdaptiveCaptioner,
     AttentiveTranslator,
     CaptionModel,
+    CarriedState,
+    Encoder,
+    Expectation,
     FeatureProjection,
     GRUAttention,
     HardAttention,
     MeanPooled,
     MeshedMemory,
+    RawFeatures,
     ShowAttendTell,
     SoftAttention,
     TopicGuided,
     Transformer,
     UpDown,
 )
-from captioning.models.hard_attention import expectation
-from captioning.objectives import HardAttentionObjective
+from captioning.objectives import Objective, Reinforce
 from captioning.vocabulary import END, START
 
 VOCABULARY, REGIONS, DIM = 11, 5, 6
 
+RAW = partial(RawFeatures, feature_dim=DIM)
+PROJECTION = partial(FeatureProjection, feature_dim=DIM, dropout=0.0)
 SMALL = {"embedding_dim": 9, "hidden_dim": 10, "dropout": 0.0}
-HEADS = {"hidden_dim": 12, "num_layers": 2, "num_heads": 3, "inner_dim": 16, "dropout": 0.0}
+HEADS = {"hidden_dim": 12, "num_layers": 2, "num_heads": 3, "mlp_dim": 16, "dropout": 0.0}
 SCORER = {"attention_dim": 8, "deep_keys": True}
-SEE_ONE = partial(HardAttention, **SCORER, expectation_share=0.5, at_test=expectation)
+HARD = partial(HardAttention, **SCORER, expectation_share=0.5, at_test=Expectation())
+TRANSLATOR = {"attention_dim": 8, "context_to": "both", **SMALL}
+TOPICS = {"attention_dim": 8, "num_topics": 4, "attribute_ranks": (1, 4), "num_likely": 2, **SMALL}
 
 
-def projected(family: Callable[..., CaptionModel], *, feature_dim: int, **options: object) -> CaptionModel:
-    """A family behind an encoder, as the Flickr8k experiments have it."""
-    encoder = FeatureProjection(feature_dim=feature_dim, encoder_dim=7, dropout=0.0)
-    return family(feature_dim=7, encoder=encoder, **options)
+def family_of(
+    model: Callable[..., CaptionModel], *, encoder: Callable[[], Encoder] = RAW, **options: object
+) -> Callable[..., CaptionModel]:
+    """A builder of a family, called with `vocabulary_size` and further options; every model has a new encoder."""
+    return lambda **more: model(**{"encoder": encoder(), **options, **more})
 
 
 FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
-    "gru_attention": partial(
-        GRUAttention, encoder_dim=7, attention_dim=8, activation=torch.nn.Tanh(), **SMALL
-    ),
-    "sat_soft": partial(ShowAttendTell, attention=partial(SoftAttention, **SCORER), **SMALL),
-    "sat_hard": partial(ShowAttendTell, attention=SEE_ONE, **SMALL),
-    "up_down": partial(UpDown, attention_dim=8, **SMALL),
-    "up_down_projected": partial(projected, UpDown, attention_dim=8, **SMALL),
-    "attentive_translator": partial(AttentiveTranslator, attention_dim=8, context_to="both", **SMALL),
-    "translator_two_ways": partial(
-        AttentiveTranslator,
+    "gru_attention": family_of(
+        GRUAttention,
+        encoder=partial(PROJECTION, output_dim=7),
         attention_dim=8,
-        context_to="both",
-        global_feature=False,
-        bidirectional=True,
+        activation=torch.nn.Tanh(),
+        recurrence=CarriedState(),
         **SMALL,
     ),
-    "translator_output": partial(AttentiveTranslator, attention_dim=8, context_to="output", **SMALL),
-    "adaptive": partial(AdaptiveAttention, attention_dim=8, **SMALL),
-    "topic_guided": partial(
-        TopicGuided, attention_dim=8, num_topics=4, attribute_ranks=(1, 4), num_likely=2, **SMALL
+    "show_attend_tell": family_of(ShowAttendTell, attention=partial(SoftAttention, **SCORER), **SMALL),
+    "show_attend_tell_hard": family_of(ShowAttendTell, attention=HARD, **SMALL),
+    "up_down": family_of(UpDown, attention_dim=8, **SMALL),
+    "up_down_projected": family_of(
+        UpDown, encoder=partial(PROJECTION, output_dim=7), attention_dim=8, **SMALL
     ),
-    "topic_to_lstm": partial(
-        TopicGuided,
-        attention_dim=8,
-        num_topics=4,
-        attribute_ranks=(1, 4),
-        num_likely=2,
-        topic_to="lstm",
-        **SMALL,
+    "attentive_translator": family_of(AttentiveTranslator, **TRANSLATOR),
+    "attentive_translator_bidirectional": family_of(
+        AttentiveTranslator, global_feature=False, bidirectional=True, **TRANSLATOR
     ),
-    "mean_pooled": partial(MeanPooled, **SMALL),
-    "transformer": partial(Transformer, **HEADS),
-    "meshed_memory": partial(MeshedMemory, num_levels=2, num_slots=3, **HEADS),
+    "attentive_translator_output": family_of(AttentiveTranslator, **{**TRANSLATOR, "context_to": "output"}),
+    "adaptive": family_of(
+        AdaptiveCaptioner, encoder=partial(PROJECTION, output_dim=10), attention_dim=8, **SMALL
+    ),
+    "topic_guided": family_of(TopicGuided, **TOPICS),
+    "topic_guided_lstm": family_of(TopicGuided, topic_to="lstm", **TOPICS),
+    "mean_pooled": family_of(MeanPooled, **SMALL),
+    "transformer": family_of(Transformer, **HEADS),
+    "meshed_memory": family_of(MeshedMemory, num_levels=2, num_slots=3, **HEADS),
 }
 
 
-# What a family learns from, where it is not cross-entropy alone.
-OBJECTIVES: dict[str, Callable[[], Callable[..., dict[str, torch.Tensor]]]] = {
-    "sat_hard": partial(
-        HardAttentionObjective, reward_weight=1.0, entropy_weight=0.01, reward="own", baseline="expected"
+# The objective of a family that cross-entropy alone does not train.
+OBJECTIVES: dict[str, Callable[[], Objective]] = {
+    "show_attend_tell_hard": partial(
+        Reinforce, reward_weight=1.0, entropy_weight=0.01, reward="own", baseline="expected"
     )
 }
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    quieten()
+    silence_known_warnings()
     torch.manual_seed(0)
 
 
@@ -113,7 +115,7 @@ def model(family: str) -> CaptionModel:
 
 def build(family: str, vocabulary_size: int = VOCABULARY, **sizes: object) -> CaptionModel:
     torch.manual_seed(1)
-    return FAMILIES[family](feature_dim=DIM, vocabulary_size=vocabulary_size, **sizes).eval()
+    return FAMILIES[family](vocabulary_size=vocabulary_size, **sizes).eval()
 
 
 def batch_of(
@@ -150,6 +152,7 @@ TOY_SCENES = {"train": 24, "val": 8, "test": 8}
 def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root with a small toy set and its features, at the places that the toy config names."""
     root = tmp_path_factory.mktemp("data")
+    draw_toy(root / "toy", TOY_SCENES, seed=0)
     records = read_toy(root / "toy", TOY_SCENES, seed=0)
     config = compose_config("train", f"data_root={root}", "output_dir=none")
     from hydra.utils import instantiate
@@ -170,14 +173,14 @@ def toy_overrides(toy_root: Path) -> list[str]:
     scenes = json.dumps(TOY_SCENES).replace('"', "")
     return [
         f"data_root={toy_root}", f"data.reader.scenes={scenes}", "logger=csv",
-        "trainer.precision=32", "trainer.max_epochs=1", "data.batch_size=16", "model.encoder_dim=8",
+        "trainer.precision=32", "trainer.max_epochs=1", "data.batch_size=16", "model.encoder.output_dim=8",
         "model.attention_dim=8", "model.embedding_dim=8", "model.hidden_dim=16",
     ]  # fmt: skip
 
 
 @pytest.fixture
 def toy_data(toy_root: Path, toy_overrides: list[str]) -> CaptionDataModule:
-    from captioning.assembly import build_data
+    from captioning.training.assembly import build_data
 
     return build_data(compose_config("train", *toy_overrides, "output_dir=none"))
 

@@ -1,4 +1,4 @@
-"""A collapse of attention is seen and told."""
+"""A collapse of attention is measured and warned of."""
 
 import logging
 import math
@@ -8,9 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from captioning.attention_statistics import AttentionStatistics, attention_statistics, collapse, pool
 from captioning.models.attention import AdditiveAttention
-from captioning.train import train
+from captioning.training import assemble
+from captioning.training.attention_statistics import (
+    AttentionStatistics,
+    attention_statistics,
+    describe_collapse,
+    pool,
+)
 from tests.conftest import compose_config
 
 
@@ -36,7 +41,7 @@ def test_words_after_the_end_and_padded_regions_do_not_count() -> None:
 
 def test_pictures_of_one_region_say_nothing() -> None:
     only = attention_statistics(maps([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[True, False]]))
-    assert (only.maps, only.pairs) == (0, 0) and collapse(only) is None
+    assert (only.maps, only.pairs) == (0, 0) and describe_collapse(only) is None
 
 
 def test_batches_are_pooled_by_what_they_count() -> None:
@@ -46,15 +51,17 @@ def test_batches_are_pooled_by_what_they_count() -> None:
 
 def test_a_batch_that_says_nothing_hides_no_collapse() -> None:
     nothing = AttentionStatistics(math.nan, math.nan, 0, 0)
-    assert "evenly" in str(collapse(pool([AttentionStatistics(1.0, 0.2, 6, 4), nothing])))
-    assert "same map" in str(collapse(pool([nothing, AttentionStatistics(0.5, 0.0, 6, 4)])))
-    assert collapse(pool([nothing])) is None
+    assert "evenly" in str(describe_collapse(pool([AttentionStatistics(1.0, 0.2, 6, 4), nothing])))
+    assert "same map" in str(describe_collapse(pool([nothing, AttentionStatistics(0.5, 0.0, 6, 4)])))
+    assert describe_collapse(pool([nothing])) is None
 
 
 def test_both_kinds_of_collapse_are_told_and_health_is_not() -> None:
-    assert "evenly over all regions (entropy 0.999" in str(collapse(AttentionStatistics(0.999, 0.1, 9, 8)))
-    assert "same map for every word" in str(collapse(AttentionStatistics(0.5, 0.001, 9, 8)))
-    assert collapse(AttentionStatistics(0.8, 0.2, 9, 8)) is None
+    assert "evenly over all regions (entropy 0.999" in str(
+        describe_collapse(AttentionStatistics(0.999, 0.1, 9, 8))
+    )
+    assert "same map for every word" in str(describe_collapse(AttentionStatistics(0.5, 0.001, 9, 8)))
+    assert describe_collapse(AttentionStatistics(0.8, 0.2, 9, 8)) is None
 
 
 def test_training_warns_of_a_fabricated_collapse(
@@ -69,7 +76,9 @@ def test_training_warns_of_a_fabricated_collapse(
 
     monkeypatch.setattr(AdditiveAttention, "weigh", even)
     with caplog.at_level(logging.WARNING):
-        train(compose_config("train", *toy_overrides, "trainer.max_epochs=2", f"output_dir={tmp_path}"))
+        assemble(
+            compose_config("train", *toy_overrides, "trainer.max_epochs=2", f"output_dir={tmp_path}")
+        ).fit()
     warnings = [r.message for r in caplog.records if "attention has collapsed" in r.message]
     assert len(warnings) == 1 and "spreads evenly" in warnings[0] and "optimizer.lr" in warnings[0]
 
@@ -81,9 +90,11 @@ def test_a_collapse_that_comes_back_is_told_again(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     found = iter(["the same map for every word", "still the same map", None, "it spreads evenly"])
-    monkeypatch.setattr("captioning.module.collapse", lambda _: next(found))
+    monkeypatch.setattr("captioning.training.module.describe_collapse", lambda _: next(found))
     with caplog.at_level(logging.WARNING):
-        train(compose_config("train", *toy_overrides, "trainer.max_epochs=4", f"output_dir={tmp_path}"))
+        assemble(
+            compose_config("train", *toy_overrides, "trainer.max_epochs=4", f"output_dir={tmp_path}")
+        ).fit()
     told = [r.message.split(":")[1] for r in caplog.records if "attention has collapsed" in r.message]
     assert [words.split(".")[0].strip() for words in told] == [
         "the same map for every word",
@@ -106,5 +117,5 @@ def test_training_does_not_warn_without_one(
 
     monkeypatch.setattr(AdditiveAttention, "weigh", peaked)
     with caplog.at_level(logging.WARNING):
-        train(compose_config("train", *toy_overrides, f"output_dir={tmp_path}"))
+        assemble(compose_config("train", *toy_overrides, f"output_dir={tmp_path}")).fit()
     assert not any("attention has collapsed" in record.message for record in caplog.records)

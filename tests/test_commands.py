@@ -12,7 +12,7 @@ import h5py
 import pytest
 from PIL import Image
 
-from captioning.caption import picture_names
+from captioning.evaluation import picture_paths
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,7 +94,7 @@ class TestCaption:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         said = json.loads((tmp_path / "out.jsonl").read_text())
-        texts = [said["caption"], *(other["caption"] for other in said["others"])]
+        texts = [said["caption"], *(other["caption"] for other in said["alternatives"])]
         assert done.stdout.splitlines() == [f"{image}: {texts[0]}", f"    {texts[1]}", f"    {texts[2]}"]
         assert len(set(texts)) == 3
 
@@ -138,10 +138,10 @@ class TestCaption:
 
     def test_pictures_of_the_same_name_stay_apart(self, tmp_path: Path) -> None:
         paths = [Path("a/1.jpg"), Path("b/1.jpg"), Path("c/a/1.jpg"), Path("b/2.jpg")]
-        names = picture_names(str(tmp_path / "new"), paths)
+        names = picture_paths(str(tmp_path / "new"), paths)
         assert [name.name for name in names.values()] == ["1.png", "b_1.png", "a_1.png", "2.png"]
         assert (tmp_path / "new").is_dir()
-        [alone] = picture_names(f"{tmp_path}/folder/", paths[:1]).values()
+        [alone] = picture_paths(f"{tmp_path}/folder/", paths[:1]).values()
         assert alone == tmp_path / "folder" / "1.png"
 
     def test_one_bad_file_is_reported_and_skipped(
@@ -298,7 +298,7 @@ def test_what_a_terminated_command_has_started_ends_with_it(tmp_path: Path) -> N
     script = tmp_path / "command.py"
     script.write_text(
         "import subprocess, pathlib\n"
-        "from captioning.entry import command\n"
+        "from captioning.cli import command\n"
         "@command('baseline')\n"
         "def main(config):\n"
         "    subprocess.run(['sh', '-c', 'echo $$ > started; exec sleep 60'])\n"

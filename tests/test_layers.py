@@ -1,4 +1,4 @@
-"""Who may import whom, held against the code itself; and the limits on files and functions."""
+"""Who may import whom: the table of the design, held against the code itself by walking its syntax trees."""
 
 import ast
 from collections.abc import Iterator
@@ -7,75 +7,36 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "captioning"
-ENTRY = ("extract", "train", "evaluate", "caption", "baseline", "demo", "entry", "progress")
-LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import
+COMMANDS = ("train", "extract", "evaluate", "caption", "baseline", "demo")
+BASE = ("errors", "files", "vocabulary")  # layer 0
+LIBRARY = (*BASE, "features", "models", "metrics", "data", "decoding", "objectives", "checkpoint")
+LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import, besides its own room
     "errors": (),
-    "vocabulary": ("errors",),
-    "schedules": (),
     "files": (),
-    "visualise": (),
-    "attention_statistics": (),
-    "metrics": ("metrics",),
-    "features": ("vocabulary", "errors", "features"),
-    "models": ("vocabulary", "errors", "models"),
-    "data": ("vocabulary", "errors", "data", "features.cache"),
-    "decoding": ("vocabulary", "errors", "models.base", "metrics", "decoding"),
-    "objectives": (
-        "vocabulary",
-        "errors",
-        "models.base",
-        "models.hard_attention",
-        "data.dataset",
-        "data.topics",
-        "decoding",
-        "metrics",
-        "objectives",
-    ),
-    "checkpoint": ("vocabulary", "errors", "models.base"),
-    "module": (
-        "attention_statistics",
-        "vocabulary",
-        "errors",
-        "models",
-        "data",
-        "decoding",
-        "metrics",
-        "objectives",
-        "schedules",
-        "checkpoint",
-    ),
-    "predictor": ("vocabulary", "errors", "checkpoint", "features", "decoding", "models"),
-    "retrieval": ("errors", "vocabulary", "data", "metrics"),
-    "results": ("errors", "vocabulary", "metrics"),
-    "references": ("errors", "checkpoint", "data.annotations", "metrics"),
-    "comparison": ("vocabulary", "metrics", "results"),
-    "sweep": ("files", "results"),
-    "assembly": (
-        "errors",
-        "checkpoint",
-        "data",
-        "features.cache",
-        "features.weights",
-        "models",
-        "module",
-        "objectives",
-        "entry",
-    ),
-    "training": ("errors", "module", "data", "features", "visualise"),
+    "vocabulary": ("errors",),
+    "features": BASE,
+    "models": BASE,
+    "metrics": BASE,
+    "data": (*BASE, "features.cache"),
+    "decoding": (*BASE, "models.base", "metrics"),
+    "objectives": (*BASE, "models.base", "data.dataset", "decoding", "metrics"),
+    "checkpoint": (*BASE, "models.base"),
+    "predictor": LIBRARY,
+    "training": LIBRARY,
+    "evaluation": LIBRARY,
+    "cli": BASE,
+    **dict.fromkeys(COMMANDS, (*LIBRARY, "predictor", "training", "evaluation", "cli")),
 }
 BORDERS = {  # third-party package: where it may be imported
-    "lightning": ("module", "training", "data.datamodule", *ENTRY),
-    "hydra": ("checkpoint", "sweep", "assembly", "references", *ENTRY),
-    "omegaconf": ("checkpoint", "sweep", "assembly", "references", *ENTRY),
+    "lightning": ("training", "data.datamodule", *COMMANDS),
+    "hydra": ("cli", "checkpoint", "training.assembly", "training.sweep", *COMMANDS),
+    "omegaconf": ("cli", "checkpoint", "training.assembly", "training.sweep", *COMMANDS),
     "h5py": ("features",),
     "torchvision": ("features",),
-    "matplotlib": ("visualise",),
-    "torch": tuple(
-        name
-        for name in (*LAYERS, *ENTRY)
-        if name not in ("metrics", "visualise", "errors", "vocabulary", "retrieval")
-    ),
+    "timm": ("features",),
+    "matplotlib": ("evaluation.visualise",),
 }
+TORCHLESS = ("errors", "files", "vocabulary", "metrics", "cli")
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
@@ -84,7 +45,7 @@ def modules() -> Iterator[tuple[str, ast.Module]]:
         yield name, ast.parse(path.read_text())
 
 
-def imports(tree: ast.Module) -> Iterator[str]:
+def imports(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -101,16 +62,19 @@ def within(name: str, allowed: tuple[str, ...]) -> bool:
     ("name", "tree"), [pytest.param(*m, id=m[0]) for m in modules() if m[0] != "__init__"]
 )
 def test_imports_go_up_only(name: str, tree: ast.Module) -> None:
-    part = name.partition(".")[0]
+    room = name.partition(".")[0]
     for imported in imports(tree):
         if imported.startswith("captioning."):
-            own = imported.removeprefix("captioning.")
-            if part in ENTRY:
-                assert own.partition(".")[0] not in ("extract", "evaluate", "caption", "demo"), (
-                    f"{name} imports {own}"
-                )
-            else:
-                assert within(own, LAYERS[part]), f"{name} may not import {own}"
+            ours = imported.removeprefix("captioning.")
+            assert within(ours, (*LAYERS[room], room)) or ours == "__version__", f"{name} imports {ours}"
+
+
+def test_every_module_stands_in_the_table_and_every_row_is_used() -> None:
+    assert {name.partition(".")[0] for name, _ in modules()} - {"__init__"} == set(LAYERS)
+    used = {imported.removeprefix("captioning.") for _, tree in modules() for imported in imports(tree)}
+    for rights in LAYERS.values():
+        for right in rights:
+            assert any(within(name, (right,)) for name in used), f"nobody imports {right}"
 
 
 @pytest.mark.parametrize(("name", "tree"), [pytest.param(*m, id=m[0]) for m in modules()])
@@ -119,6 +83,37 @@ def test_third_party_borders(name: str, tree: ast.Module) -> None:
         package = imported.partition(".")[0]
         if package in BORDERS:
             assert within(name, BORDERS[package]), f"{name} may not import {package}"
+        assert package != "torch" or not within(name, TORCHLESS), f"{name} may not import torch"
+
+
+def test_configs_stop_at_the_door() -> None:
+    """A function that takes a config object stands in a command, in cli/ or in training/assembly or sweep."""
+    for name, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                annotations = [a.annotation for a in (*node.args.args, *node.args.kwonlyargs) if a.annotation]
+                if any("DictConfig" in ast.unparse(annotation) for annotation in annotations):
+                    assert within(name, ("cli", "training.assembly", "training.sweep", *COMMANDS)), (
+                        f"{name}.{node.name} takes a config"
+                    )
+
+
+def test_a_config_is_never_changed() -> None:
+    for name, tree in modules():
+        for node in ast.walk(tree):
+            assigned = node.targets if isinstance(node, ast.Assign) else []
+            for target in assigned:
+                text = ast.unparse(target)
+                assert not text.startswith(("config.", "config[")), f"{name}: {text} is assigned"
+            if isinstance(node, ast.Name):
+                assert node.id not in ("open_dict", "read_write"), f"{name} unlocks a config"
+
+
+def test_nobody_asks_an_objective_what_it_is() -> None:
+    for name, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("hasattr", "isinstance", "getattr"):
+                assert "objective" not in ast.unparse(node.args[0]).lower(), f"{name}: {ast.unparse(node)}"
 
 
 def test_families_never_import_each_other() -> None:
@@ -131,29 +126,35 @@ def test_families_never_import_each_other() -> None:
                     assert imported.split(".")[2] in shared, f"{name} imports {imported}"
 
 
-def test_importing_the_package_imports_nothing() -> None:
-    assert not list(imports(ast.parse((PACKAGE / "__init__.py").read_text())))
+def test_importing_the_package_imports_nothing_of_it() -> None:
+    top = ast.parse((PACKAGE / "__init__.py").read_text())
+    statements = [node for node in top.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [name for node in statements for name in imports(node)] == ["typing.Any"]
+
+
+def test_files_are_written_in_one_place() -> None:
+    """Renaming into place is `files.atomic_write`'s; what grows over many runs renames itself at its end."""
+    growing = {"features.writer", "data.download", "evaluation.caption_file"}
+    for name, tree in modules():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.replace", "os.rename"):
+                assert name in {"files", *growing}, f"{name} renames files by itself"
 
 
 def test_files_and_functions_stay_short() -> None:
     for name, tree in modules():
         path = PACKAGE.joinpath(*name.split("."))
-        text = (
-            (
-                path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
-            ).read_text()
-            if name != "__init__"
-            else ""
-        )
-        assert text.count("\n") <= 300, f"{name} has {text.count(chr(10))} lines"
+        path = path.with_suffix(".py") if path.with_suffix(".py").exists() else path / "__init__.py"
+        if name != "__init__":
+            assert path.read_text().count("\n") <= 350, f"{name} is too long"
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno is not None
                 assert node.end_lineno - node.lineno < 50, f"{name}.{node.name} is too long"
 
 
-def test_no_target_points_into_an_entry_point() -> None:
+def test_no_target_points_into_a_command() -> None:
     for path in (PACKAGE.parent / "conf").rglob("*.yaml"):
         for line in path.read_text().splitlines():
             target = line.partition("_target_:")[2].strip().strip("}").strip()
-            assert not any(target.startswith(f"captioning.{entry}.") for entry in ENTRY), f"{path}: {target}"
+            assert not any(target.startswith(f"captioning.{name}.") for name in COMMANDS), f"{path}: {target}"

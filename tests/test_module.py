@@ -13,19 +13,18 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig
 
 from captioning import checkpoint
-from captioning.assembly import build_data, build_module
 from captioning.data import Batch, CaptionDataModule, LengthBuckets
 from captioning.errors import InputError
 from captioning.objectives import CrossEntropy
-from captioning.train import train
-from captioning.training import SafeCheckpointIO, trace_shapes
+from captioning.training import AtomicCheckpointIO, assemble, trace_shapes
+from captioning.training.assembly import build_data, build_module
 from tests.conftest import compose_config
 from tests.test_commands import call
 
 
 def run(overrides: list[str], folder: Path, *more: str) -> DictConfig:
     config = compose_config("train", *overrides, f"output_dir={folder}", *more)
-    train(config)
+    assemble(config).fit()
     return config
 
 
@@ -60,8 +59,8 @@ def test_there_is_a_checkpoint_an_epoch_a_best_and_a_last(trained: Path) -> None
 def test_a_checkpoint_needs_nothing_else(trained: Path, toy_data: CaptionDataModule) -> None:
     loaded = checkpoint.load(trained / "checkpoints" / "last.ckpt")
     assert toy_data.vocabulary is not None and loaded.vocabulary.words == toy_data.vocabulary.words
-    assert loaded.description["features"]["extractor"]["node"] == "maxpool2"
-    assert loaded.description["provenance"]["architecture"] == "inception_v3"
+    assert loaded.metadata["features"]["extractor"]["node"] == "maxpool2"
+    assert loaded.metadata["provenance"]["architecture"] == "inception_v3"
     assert loaded.model.vocabulary_size == len(loaded.vocabulary) and not loaded.model.training
 
 
@@ -96,21 +95,12 @@ def test_shapes_are_traced_once_for_every_module(
 
 def test_a_trace_of_shapes_changes_nothing(toy_overrides: list[str], toy_data: CaptionDataModule) -> None:
     small = [o for o in toy_overrides if not o.startswith("model.")]
-    hard = ["model=show_attend_tell_hard", "objective=hard_attention", "objective.baseline=average"]
+    hard = ["model=show_attend_tell_hard", "objective=reinforce", "objective.baseline=average"]
     module = build_module(compose_config("train", *small, *hard, "output_dir=none"), toy_data)
     random = torch.get_rng_state()
     trace_shapes(module, next(iter(toy_data.train_dataloader())))
-    assert module.objective.state() == {"baseline": None}
+    assert module.objective.state_dict() == {"average": None}
     assert torch.equal(torch.get_rng_state(), random)
-
-
-def test_label_smoothing_that_an_objective_does_not_have_is_refused(
-    toy_overrides: list[str], toy_data: CaptionDataModule
-) -> None:
-    options = [*toy_overrides, "output_dir=none", "label_smoothing=0.1"]
-    assert build_module(compose_config("train", *options), toy_data).objective.label_smoothing == 0.1
-    with pytest.raises(InputError, match="label_smoothing=0.1 is no option of this objective"):
-        build_module(compose_config("train", *options, "objective=self_critical"), toy_data)
 
 
 def test_a_loss_that_is_no_number_stops_with_the_remedy(toy_overrides: list[str], tmp_path: Path) -> None:
@@ -137,10 +127,10 @@ def test_a_broken_or_foreign_checkpoint_is_refused(tmp_path: Path, trained: Path
         ("none", "there is no checkpoint"),
         ("half", "not a readable checkpoint"),
         ("foreign", "not a checkpoint of this project"),
-        ("other", "the weights don't fit the model"),
-        ("evil", "wants to call os.system"),
-        ("sly", "wants to call captioning.files.write_text"),
-        ("hidden", "wants to call .*oc.create"),
+        ("other", "the weights do not fit the model"),
+        ("evil", "names os.system as its model"),
+        ("sly", "names captioning.files"),
+        ("hidden", "holds the interpolation .*oc.create"),
     ):
         with pytest.raises(InputError, match=message):
             checkpoint.load(tmp_path / f"{name}.ckpt")
@@ -149,14 +139,14 @@ def test_a_broken_or_foreign_checkpoint_is_refused(tmp_path: Path, trained: Path
 
 def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c.ckpt"
-    SafeCheckpointIO().save_checkpoint({"a": torch.ones(3)}, path)
+    AtomicCheckpointIO().save_checkpoint({"a": torch.ones(3)}, path)
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("captioning.training.os.replace", fail)
+    monkeypatch.setattr("captioning.files.os.replace", fail)
     with pytest.raises(InputError, match="is the disk full"):
-        SafeCheckpointIO().save_checkpoint({"a": torch.zeros(3)}, path)
+        AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(3)}, path)
     assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == ["c.ckpt"]
 
@@ -221,7 +211,9 @@ def test_starting_from_another_model_names_what_it_was(
         run(toy_overrides, tmp_path, f"start_from={trained}", "model.hidden_dim=12")
 
 
-def test_resuming_with_another_model_is_told(toy_overrides: list[str], trained: Path, tmp_path: Path) -> None:
+def test_resuming_with_another_model_is_refused(
+    toy_overrides: list[str], trained: Path, tmp_path: Path
+) -> None:
     resume = [*toy_overrides, "trainer.max_epochs=3", f"resume={trained}"]
     with pytest.raises(InputError, match="whose weights do not fit"):
         run(resume, tmp_path / "a", "model.hidden_dim=12")
@@ -284,7 +276,7 @@ def test_hard_attention_is_refused_an_objective_that_can_not_teach_it(
     toy_overrides: list[str], tmp_path: Path, objective: str
 ) -> None:
     small = [o for o in toy_overrides if not o.startswith("model.")]
-    with pytest.raises(InputError, match="learns from objective=hard_attention alone"):
+    with pytest.raises(InputError, match="choose objective=reinforce"):
         run(small, tmp_path, "model=show_attend_tell_hard", f"objective={objective}")
 
 
@@ -301,22 +293,22 @@ def test_self_critical_training_from_nothing_is_warned_of(
         tmp_path,
         "objective=self_critical",
         "data.train_on=images",
-        "+trainer.limit_train_batches=1",
+        "trainer.limit_train_batches=1",
     )
     assert "give start_from=" in caplog.text
 
 
-def test_an_objective_is_prepared_with_training_captions_only_and_told_the_epoch(
+def test_an_objective_is_prepared_with_training_captions_only_and_given_the_epoch(
     toy_overrides: list[str], tmp_path: Path, toy_data: CaptionDataModule
 ) -> None:
-    told: dict[str, Any] = {}
+    given: dict[str, Any] = {}
 
     class Recorder(CrossEntropy):
-        def prepare(self, references: dict[str, Any], words: list[str]) -> None:
-            told.update(references=references, words=words)
+        def prepare(self, references: Any, words: Any) -> None:
+            given.update(references=references, words=words)
 
         def begin_epoch(self, epoch: int) -> None:
-            told.setdefault("epochs", []).append(epoch)
+            given.setdefault("epochs", []).append(epoch)
 
     module = build_module(compose_config("train", *toy_overrides, f"output_dir={tmp_path}"), toy_data)
     module.objective = Recorder()
@@ -325,8 +317,8 @@ def test_an_objective_is_prepared_with_training_captions_only_and_told_the_epoch
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, datamodule=toy_data)
-    assert told["references"] == {record.image_id: record.captions for record in toy_data.split("train")}
-    assert told["words"] == module.vocabulary.words and told["epochs"] == [0, 1]
+    assert given["references"] == {record.image_id: record.captions for record in toy_data.split("train")}
+    assert given["words"] == module.vocabulary.words and given["epochs"] == [0, 1]
 
 
 def test_a_resumed_run_inherits_the_best_epoch_so_far(
@@ -341,7 +333,7 @@ def test_a_resumed_run_inherits_the_best_epoch_so_far(
     assert best.read_bytes() == (trained / "checkpoints" / "best.ckpt").read_bytes()
 
 
-def test_resuming_what_has_ended_is_told(toy_overrides: list[str], trained: Path, tmp_path: Path) -> None:
+def test_resuming_what_has_ended_is_refused(toy_overrides: list[str], trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has trained 2 epochs and max_epochs is 2; give a larger"):
         run(toy_overrides, tmp_path, "trainer.max_epochs=2", f"resume={trained}")
 
@@ -356,7 +348,7 @@ def test_training_goes_on_without_the_pictures_it_would_draw_on(
     finally:
         images.with_name("elsewhere").rename(images)
     assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
-    assert caplog.text.count("no attention pictures in the log") == 1
+    assert caplog.text.count("no attention picture of") == 1
 
 
 def test_a_run_folder_used_again_holds_the_newer_run(
@@ -375,7 +367,7 @@ def test_the_default_precision_optimizer_and_clipping_go_together(
     kept = [option for option in toy_overrides if not option.startswith("trainer.precision")]
     config = compose_config("train", *kept, "trainer.max_epochs=1", f"output_dir={tmp_path}")
     assert config.trainer.precision == "bf16-mixed" and config.optimizer.fused
-    assert train(config) is not None
+    assert assemble(config).fit() is not None
 
 
 def test_gradients_are_clipped_to_the_norm(toy_overrides: list[str], tmp_path: Path) -> None:
@@ -413,15 +405,8 @@ def test_gradients_are_clipped_to_the_norm(toy_overrides: list[str], tmp_path: P
 
 def test_any_decoding_option_captions_while_it_trains(toy_overrides: list[str], tmp_path: Path) -> None:
     """Rules of beam search are given as words and must be turned into ids here too."""
-    assert (
-        train(compose_config("train", *toy_overrides, "decoding=beam", f"output_dir={tmp_path}")) is not None
-    )
-
-
-def test_features_of_another_size_are_told(toy_overrides: list[str]) -> None:
-    config = compose_config("train", *toy_overrides, "output_dir=none", "model.feature_dim=7")
-    with pytest.raises(InputError, match="reads regions of 7 numbers but features.dim is 192"):
-        build_module(config, build_data(config))
+    config = compose_config("train", *toy_overrides, "decoding=beam", f"output_dir={tmp_path}")
+    assert assemble(config).fit() is not None
 
 
 def test_two_processes_share_the_batches_and_agree(toy_overrides: list[str], tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from captioning.sweep import CompareRuns, csv_of, table_of
+from captioning.training.sweep import CompareRuns, csv_of, table_of
 from tests.test_commands import call
 
 
 def test_a_multirun_prints_and_writes_a_comparison(toy_overrides: list[str], tmp_path: Path) -> None:
-    options = [o for o in toy_overrides if not o.startswith(("model.encoder_dim", "model.attention_dim"))]
+    options = [o for o in toy_overrides if not o.startswith(("model.encoder", "model.attention_dim"))]
     done = call(
         "train", "-m", *options, "model=gru_attention_small,mean_pooled", "optimizer.lr=1e-3,4e-4",
         "hydra.sweep.dir=sweep", cwd=tmp_path,

@@ -1,19 +1,30 @@
-"""How far work has come: images a second and the time left, bytes of a download."""
+"""Progress on the terminal: images a second and time left, bytes of a download."""
 
-import logging
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-log = logging.getLogger(__name__)
+Batch = TypeVar("Batch", bound=Sequence)
 
 
-def track(batches: Iterable, total: int) -> Iterator:
+def extraction_progress(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
     """Show progress over batches whose first entry is the list of their rows.
 
     Args:
         batches: passed through.
-        total: number of rows that all batches have together.
+        total: rows in all batches together.
     """
     columns = (
         TextColumn("extracting"),
@@ -30,15 +41,25 @@ def track(batches: Iterable, total: int) -> Iterator:
             progress.update(task, advance=len(batch[0]), rate=f"{speed:.1f} images/s" if speed else "")
 
 
-class SayBytes:
-    """Logs how far a download is; called with bytes so far and in all (0 where that is unknown)."""
+class DownloadProgress:
+    """Shows how far a download is; called with bytes so far and bytes in all (0 where that is unknown)."""
 
     def __init__(self) -> None:
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        self._progress = Progress(TextColumn("downloading"), *columns, console=Console(stderr=True))
+        self._task = self._progress.add_task("")
         self._next = 0
 
-    def __call__(self, have: int, total: int) -> None:
-        """Say it where enough has come since the last time."""
-        if have < self._next and have != total:
+    def __call__(self, received: int, total: int) -> None:
+        """Update the bar; without a terminal a line every hundredth."""
+        if not self._progress.console.is_terminal:
+            if received >= self._next or received == total:
+                self._next = received + max(total // 100, 1 << 27)
+                print(
+                    f"downloaded {decimal(received)} of {decimal(total) if total else '?'}", file=sys.stderr
+                )
             return
-        self._next = have + max(total // 100, 1 << 27)
-        log.info("downloaded %.1f of %s GB", have / 1e9, f"{total / 1e9:.1f}" if total else "?")
+        self._progress.start()
+        self._progress.update(self._task, completed=received, total=total or None)
+        if received == total:
+            self._progress.stop()

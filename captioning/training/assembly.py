@@ -1,73 +1,167 @@
-"""From a composed config to the parts of a training run."""
+"""From a composed config to the parts of a run: the only place outside the commands that sees a config.
 
-from collections.abc import Sequence
+The config is read and never changed. What the data decide, not the config, is handed over at instantiation:
+the number of words and the size of a region.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
+import torch
+from hydra.utils import get_class, instantiate
+from lightning.pytorch import Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from captioning import checkpoint
 from captioning.data import CaptionDataModule
-from captioning.entry import build_decoder
+from captioning.decoding import Decoded, words_to_ids
 from captioning.errors import InputError
-from captioning.features.cache import check_provenance
-from captioning.features.weights import weights_name
-from captioning.models import CaptionModel, HardAttention
-from captioning.module import CaptioningModule
-from captioning.objectives import HardAttentionObjective, SelfCritical
+from captioning.features import check_provenance, extract_missing
+from captioning.features.weights import is_file_name
+from captioning.objectives import Objective
+from captioning.training.callbacks import TraceShapes
+from captioning.training.checkpoint_io import AtomicCheckpointIO
+from captioning.training.module import CaptioningModule
+from captioning.training.run import Run
+from captioning.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+
+def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> Run:
+    """Build a training run, with everything that it goes on from.
+
+    Args:
+        config: composed from `conf/train.yaml`.
+        progress: shows how far an extraction is; see `features.extract`.
+
+    Raises:
+        InputError: options that do not go together, or data, features or a checkpoint that do not fit them.
+    """
+    seed_everything(config.seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision("high")
+    start = starting_point(config)
+    if config.prepare:
+        report = extract_missing(
+            lambda: instantiate(config.features.extractor),
+            read_images(config),
+            config.features.path,
+            **({"progress": progress} if progress else {}),
+            **config.features.run,
+        )
+        if report:
+            report.log(config.features.path)
+    data = build_data(config, words=start["captioning"]["words"] if start else None)
+    module = build_module(config, data)
+    if start:  # also to resume, where Lightning would load the weights itself but not say what is wrong
+        load_weights(module, start, data, config.resume or config.start_from)
+    else:
+        if module.objective.needs_trained_model:
+            log.warning("this objective learns next to nothing from random weights; give start_from=<run>")
+        if config.init_output_bias:
+            module.model.init_output_bias(data.captions("train").word_counts())
+    return Run(
+        name=config.name,
+        folder=Path(config.output_dir),
+        module=module,
+        data=data,
+        trainer=build_trainer(config),
+        resume=checkpoint.locate(config.resume) if config.resume else None,
+    )
+
+
+def read_images(config: DictConfig) -> dict[str, Path]:
+    """Read the path of every image by its id, after drawing or downloading what the data set needs."""
+    if config.data.prepare:
+        instantiate(config.data.prepare)()
+    return {record.image_id: record.path for record in instantiate(config.data.reader)()}
 
 
 def build_data(
-    config: DictConfig, words: list[str] | None = None, *, splits: Sequence[str] = ("train", "val")
+    config: DictConfig, words: Sequence[str] | None = None, *, splits: Sequence[str] = ("train", "val")
 ) -> CaptionDataModule:
     """Build and set up the datamodule; it refuses features of another kind than the config's.
 
     Args:
-        config: the composed config.
+        config: with `data` and `features`.
         words: of a checkpoint to go on from; those of the training captions when None.
         splits: whose features must be there.
     """
-    provenance: Any = OmegaConf.to_container(config.features.provenance, resolve=True)
-    if weights := (config.features.get("extractor") or {}).get("weights"):
-        provenance["weights"] = weights_name(weights)
-    datamodule: CaptionDataModule = instantiate(
-        config.data, provenance=provenance, words=words, feature_splits=list(splits)
+    data: CaptionDataModule = instantiate(
+        config.data, provenance=expected_provenance(config), words=words, feature_splits=list(splits)
     )
-    datamodule.setup()
-    return datamodule
+    data.prepare_data()
+    data.setup()
+    return data
 
 
-def build_module(config: DictConfig, datamodule: CaptionDataModule) -> CaptioningModule:
-    """Build model, objective and module; the model gets as many words as the vocabulary really has."""
-    assert datamodule.vocabulary is not None
-    config.model.vocabulary_size = len(datamodule.vocabulary)
-    given = (config.model.get("encoder") or {}).get("feature_dim", config.model.get("feature_dim"))
-    if given not in (None, config.features.dim):
-        raise InputError(
-            f"the model reads regions of {given} numbers but features.dim is {config.features.dim}; "
-            "leave model.feature_dim and model.encoder.feature_dim to follow features.dim"
-        )
-    if config.label_smoothing and "${label_smoothing}" not in OmegaConf.to_yaml(config.objective):
-        raise InputError(
-            f"label_smoothing={config.label_smoothing} is no option of this objective; leave it out, or "
-            "choose another objective="
-        )
-    names = ("model", "objective", "optimizer", "scheduler")
-    parts: dict[str, Any] = {name: instantiate(config[name]) or None for name in names}  # scheduler=none: {}
-    refuse_untaught_attention(parts["model"], parts["objective"])
-    if isinstance(parts["objective"], SelfCritical) and datamodule.train_on != "images":
-        raise InputError(
-            "self-critical training captions images, and data.train_on=captions meets each as often as it "
-            "has captions; give data.train_on=images"
-        )
-    kept = ("model", "data", "features", "objective", "optimizer", "scheduler")
-    description = checkpoint.describe(
-        config, datamodule.vocabulary.words, datamodule.cache.provenance, parts=kept
+def expected_provenance(config: DictConfig) -> dict[str, Any]:
+    """Ask the extractor's class what features made with these options say of themselves."""
+    options = plain(config.features.extractor)
+    extractor: Any = get_class(options.pop("_target_"))
+    return extractor.expected_provenance(**options)
+
+
+def build_module(config: DictConfig, data: CaptionDataModule) -> CaptioningModule:
+    """Build model, objective and module for the words and the features of the data."""
+    assert data.vocabulary is not None
+    model_options = complete_model(plain(config.model), data)
+    objective: Objective = instantiate(config.objective)
+    module = CaptioningModule(
+        model=instantiate(model_options),
+        objective=objective,
+        optimizer=instantiate(config.optimizer),
+        scheduler=instantiate(config.scheduler) or None,  # scheduler=none is {}
+        vocabulary=data.vocabulary,
+        decoding=build_decoder(config.decoding, data.vocabulary),
+        metadata=describe(config, model_options, data),
     )
-    decoding = build_decoder(config.decoding, datamodule.vocabulary)
-    return CaptioningModule(
-        vocabulary=datamodule.vocabulary, description=description, decoding=decoding, **parts
+    objective.check(module.model, data)
+    return module
+
+
+def complete_model(options: dict[str, Any], data: CaptionDataModule) -> dict[str, Any]:
+    """Return the model's options with the sizes that the data decide filled in."""
+    assert data.vocabulary is not None
+    encoder = {**options["encoder"], "feature_dim": data.cache.shape[1]}
+    return {**options, "vocabulary_size": len(data.vocabulary), "encoder": encoder}
+
+
+def build_decoder(decoding: DictConfig, vocabulary: Vocabulary) -> Callable[..., Decoded]:
+    """Instantiate a decoder, whose required, forbidden and first words are given as words."""
+    return instantiate(words_to_ids(plain(decoding), vocabulary))
+
+
+def build_trainer(config: DictConfig) -> Trainer:
+    """Build the trainer with its loggers and callbacks."""
+    callbacks = list(instantiate(config.trainer.callbacks))
+    if config.trace_shapes:
+        callbacks.append(TraceShapes())
+    return instantiate(
+        config.trainer,
+        logger=list(instantiate(config.logger).values()),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
     )
+
+
+def describe(config: DictConfig, model_options: dict[str, Any], data: CaptionDataModule) -> dict[str, Any]:
+    """Describe a run for its checkpoints, in plain containers; see `captioning.checkpoint`."""
+    assert data.vocabulary is not None
+    parts = ("data", "features", "objective", "optimizer", "scheduler", "decoding")
+    metadata = {part: plain(config[part]) for part in parts}
+    weights = str(metadata["features"]["extractor"].get("weights", ""))
+    if is_file_name(weights):  # a checkpoint is used from any folder
+        metadata["features"]["extractor"]["weights"] = str(Path(weights).absolute())
+    return {
+        "format": checkpoint.FORMAT,
+        "model": model_options,
+        **metadata,
+        "words": data.vocabulary.words,
+        "provenance": dict(data.cache.provenance),
+    }
 
 
 def starting_point(config: DictConfig) -> dict[str, Any] | None:
@@ -78,16 +172,16 @@ def starting_point(config: DictConfig) -> dict[str, Any] | None:
     """
     if config.resume:
         start = checkpoint.read(config.resume)
-        done, wanted = start["epoch"] + 1, config.trainer.max_epochs
-        if wanted is not None and done >= wanted:
+        trained, wanted = start["epoch"] + 1, config.trainer.max_epochs
+        if wanted is not None and trained >= wanted:
             raise InputError(
-                f"resume={config.resume} has trained {done} epochs and max_epochs is {wanted}; give a larger "
-                "max_epochs= to go on"
+                f"resume={config.resume} has trained {trained} epochs and max_epochs is {wanted}; give a "
+                "larger max_epochs= to go on"
             )
         refuse_other_parts(config, start)
         return start
     if config.start_from:
-        return checkpoint.read(checkpoint.locate(config.start_from, ("best.ckpt", "last.ckpt")))
+        return checkpoint.read(checkpoint.locate(config.start_from, first=checkpoint.BEST))
     return None
 
 
@@ -98,9 +192,9 @@ def refuse_other_parts(config: DictConfig, start: dict[str, Any]) -> None:
         InputError: of another class; other options, such as the rate, may be given.
     """
     for part in ("objective", "optimizer", "scheduler"):
-        said = start["captioning"].get(part, config[part])  # checkpoints of older versions don't say
         before, now = (
-            str(options.get("_target_", "none")).rpartition(".")[2] for options in (said, config[part])
+            str(options.get("_target_", "none")).rpartition(".")[2]
+            for options in (start["captioning"][part], config[part])
         )
         if before != now:
             raise InputError(
@@ -109,41 +203,32 @@ def refuse_other_parts(config: DictConfig, start: dict[str, Any]) -> None:
             )
 
 
-def refuse_untaught_attention(model: CaptionModel, objective: Any) -> None:
-    """Refuse a model whose attention draws places with an objective that does not teach it where.
-
-    Raises:
-        InputError: no gradient would ever reach the attention.
-    """
-    draws = any(isinstance(part, HardAttention) for part in model.modules())
-    if draws and not isinstance(objective, HardAttentionObjective):
-        raise InputError(
-            f"hard attention learns from objective=hard_attention alone, found {type(objective).__name__}, "
-            "which would leave it as it began; choose that objective, or model=show_attend_tell"
-        )
-
-
-def take_up(
-    module: CaptioningModule, start: dict[str, Any], datamodule: CaptionDataModule, path: str
-) -> None:
-    """Take up another run's weights, to go on from there.
+def load_weights(module: CaptioningModule, start: dict[str, Any], data: CaptionDataModule, path: str) -> None:
+    """Load another run's weights.
 
     Args:
         module: of this run.
         start: the other run's checkpoint.
-        datamodule: of this run.
+        data: of this run.
         path: where the checkpoint lies, for messages.
 
     Raises:
         InputError: they are another model's, or were trained on features of another kind.
     """
-    said = start["captioning"]
-    own = {key: value for key, value in datamodule.cache.provenance.items() if key != "precision"}
-    check_provenance(f"the run {path}", said["provenance"], own)
+    metadata = start["captioning"]
+    # The precision of the extraction is no difference of kind.
+    provenance = {key: value for key, value in data.cache.provenance.items() if key != "precision"}
+    check_provenance(f"the run {path}", metadata["provenance"], provenance)
     try:
         module.load_state_dict(start["state_dict"])
     except RuntimeError as error:
         raise InputError(
-            f"{path} holds a {said['model']['_target_']} whose weights do not fit the model of this run; "
+            f"{path} holds a {metadata['model']['_target_']} whose weights do not fit the model of this run; "
             f"give the model= and its sizes that it was trained with: {str(error)[:300]}"
         ) from error
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Convert a config to plain containers, every interpolation resolved; a missing value stays `???`."""
+    options: Any = OmegaConf.to_container(config, resolve=True)
+    return options

@@ -1,7 +1,7 @@
-"""Does attention look anywhere in particular? Two numbers, and a sentence when it has collapsed.
+"""Attention collapse: two statistics of attention maps, and a sentence when attention has collapsed.
 
-An attention that spreads evenly over all regions, or shows every word the same map, adds nothing to the mean
-region; captions may still read well, so nobody notices until the pictures are drawn.
+Attention that spreads evenly over all regions, or gives every word the same map, adds nothing to the mean
+region. Captions may still read well, so that nobody notices until pictures are drawn.
 """
 
 import math
@@ -11,14 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-UNIFORM = 0.995
-"""Share of the greatest possible entropy from which on attention counts as even."""
-STILL = 0.01
-"""Mean distance of successive maps (total variation, 0 to 1) below which they count as the same."""
+UNIFORM = 0.995  # share of the greatest possible entropy above which attention counts as even
+STILL = 0.01  # mean total variation of successive maps (0 to 1) below which they count as the same
 
 
 class AttentionStatistics(NamedTuple):
-    """How attention is spread and how it moves; pictures of one region, which leave no choice, don't count.
+    """How attention is spread and how it moves; images of one region, which leave no choice, do not count.
 
     entropy: mean over maps, as a share of the greatest possible: 0 for one region, 1 for all alike.
     change: mean over pairs of successive maps of their total variation distance, 0 to 1.
@@ -46,7 +44,7 @@ def attention_statistics(attention: Tensor, mask: Tensor | None = None) -> Atten
 
 
 def pool(parts: Sequence[AttentionStatistics]) -> AttentionStatistics:
-    """Put the statistics of several batches together, each by its own count."""
+    """Pool the statistics of several batches, each weighted by its number of maps or pairs."""
     maps, pairs = sum(part.maps for part in parts), sum(part.pairs for part in parts)
     entropy = sum(part.entropy * part.maps for part in parts if part.maps)
     change = sum(part.change * part.pairs for part in parts if part.pairs)
@@ -55,8 +53,8 @@ def pool(parts: Sequence[AttentionStatistics]) -> AttentionStatistics:
     )
 
 
-def collapse(statistics: AttentionStatistics) -> str | None:
-    """Say how attention has collapsed, or None if it has not."""
+def describe_collapse(statistics: AttentionStatistics) -> str | None:
+    """Describe how attention has collapsed; None if it has not."""
     if statistics.entropy > UNIFORM:
         return (
             f"it spreads evenly over all regions (entropy {statistics.entropy:.3f} of the greatest possible)"

@@ -11,36 +11,39 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from captioning.attention_statistics import AttentionStatistics, attention_statistics, collapse, pool
 from captioning.data.dataset import Batch
 from captioning.decoding import Decoded
 from captioning.errors import InputError
 from captioning.metrics import score_all
 from captioning.models.base import CaptionModel
-from captioning.objectives import CrossEntropy
-from captioning.schedules import renew_options
+from captioning.objectives import CrossEntropy, Objective
+from captioning.training.attention_statistics import (
+    AttentionStatistics,
+    attention_statistics,
+    describe_collapse,
+    pool,
+)
+from captioning.training.schedules import apply_new_options
 from captioning.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
-
-Objective = Callable[[CaptionModel, Batch], dict[str, Tensor]]
 
 
 class CaptioningModule(LightningModule):
     """Trains a model with an objective; after each epoch captions the validation images and scores them.
 
-    Logs `train/*` (what the objective returns), `val/nll` (nats a word), `val/perplexity`, and BLEU-4 and
+    Logs `train/*` (what the objective logs), `val/nll` (nats a word), `val/perplexity`, and BLEU-4 and
     CIDEr-D of the validation images times 100, as `val/bleu_4` and `val/cider_d`.
 
     Args:
         model: any caption model.
-        objective: what training minimises; validation always measures plain cross-entropy, so that runs
+        objective: what training minimises. Validation always measures plain cross-entropy, so that runs
             compare.
         optimizer: called with the parameters.
         scheduler: called with the optimizer and the number of steps, stepped after each batch; None for none.
         vocabulary: the words.
         decoding: a decoder, called with (model, features, mask).
-        description: what a checkpoint says of itself, see `checkpoint.describe`.
+        metadata: what a checkpoint says of itself, see `captioning.checkpoint`.
     """
 
     def __init__(
@@ -52,58 +55,61 @@ class CaptioningModule(LightningModule):
         scheduler: Callable[[Optimizer, int], LRScheduler] | None,
         vocabulary: Vocabulary,
         decoding: Callable[..., Decoded],
-        description: Mapping[str, Any],
+        metadata: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.model, self.objective, self.decoding = model, objective, decoding
-        self.vocabulary, self.description = vocabulary, dict(description)
+        self.vocabulary, self.metadata = vocabulary, dict(metadata)
         self._optimizer, self._scheduler = optimizer, scheduler
+        self._validation_nll = CrossEntropy()
         self._candidates: dict[str, str] = {}
         self._references: dict[str, tuple[str, ...]] = {}
-        self._looks: list[AttentionStatistics] = []
+        self._attention: list[AttentionStatistics] = []
         self._collapsed = False
         self.history: list[dict[str, float]] = []
 
     def on_fit_start(self) -> None:
-        """Give objectives that need them the training references and the words."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if hasattr(self.objective, "prepare") and datamodule is not None:
-            references = {record.image_id: record.captions for record in datamodule.split("train")}
+        """Give the objective the training references and the words."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            references = {record.image_id: record.captions for record in data.split("train")}
             self.objective.prepare(references, self.vocabulary.words)
 
     def on_train_epoch_start(self) -> None:
-        """Tell objectives with a schedule which epoch begins."""
-        if hasattr(self.objective, "begin_epoch"):
-            self.objective.begin_epoch(self.current_epoch)
+        """Tell the objective which epoch begins."""
+        self.objective.begin_epoch(self.current_epoch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Log what the objective returns and hand its loss to the optimizer."""
+        """Log what the objective computes and hand its loss to the optimizer.
+
+        Raises:
+            InputError: the loss is not finite.
+        """
         terms = self.objective(self.model, batch)
-        tokens = int(terms.pop("tokens"))
-        for name, value in terms.items():
+        for name, value in {"loss": terms.loss.detach(), **terms.logged}.items():
             self.log(
                 f"train/{name}",
-                value.detach(),
+                value,
                 on_step=True,
                 on_epoch=True,
                 prog_bar=name == "loss",
-                batch_size=tokens,
+                batch_size=int(terms.num_words),
             )
-        if not torch.isfinite(terms["loss"]):
+        if not torch.isfinite(terms.loss):
             raise InputError(
-                f"the loss is {terms['loss'].item()} at step {self.global_step}; lower optimizer.lr, set "
+                f"the loss is {terms.loss.item()} at step {self.global_step}; lower optimizer.lr, set "
                 "trainer.gradient_clip_val=1 or trainer.precision=32, and go on with resume=<run folder>"
             )
-        return terms["loss"]
+        return terms.loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure cross-entropy over captions (first loader), caption images (second loader)."""
         if dataloader_idx == 0:
-            terms = CrossEntropy()(self.model, batch)
+            terms = self._validation_nll(self.model, batch)
             self.log(
                 "val/nll",
-                terms["nll"],
-                batch_size=int(terms["tokens"]),
+                terms.logged["nll"],
+                batch_size=int(terms.num_words),
                 add_dataloader_idx=False,
                 prog_bar=True,
             )
@@ -112,7 +118,7 @@ class CaptioningModule(LightningModule):
         for image_id, tokens in zip(batch.image_ids, decoded.tokens.tolist(), strict=True):
             self._candidates[image_id] = self.vocabulary.decode(tokens)
         if decoded.attention is not None:
-            self._looks.append(attention_statistics(decoded.attention, batch.mask))
+            self._attention.append(attention_statistics(decoded.attention, batch.mask))
         self._references.update(zip(batch.image_ids, batch.references, strict=True))
 
     def on_validation_epoch_end(self) -> None:
@@ -124,44 +130,44 @@ class CaptioningModule(LightningModule):
             scores = score_all(("bleu", "cider_d"), self._candidates, self._references)
             self.log("val/bleu_4", 100 * scores["bleu_4"].corpus)
             self.log("val/cider_d", 100 * scores["cider_d"].corpus, prog_bar=True)
-            self._watch_attention()
+            self._log_attention()
         if not self.trainer.sanity_checking:
-            self._remember()
-        self._candidates, self._references, self._looks = {}, {}, []
+            self._record_history()
+        self._candidates, self._references, self._attention = {}, {}, []
 
-    def _remember(self) -> None:
+    def _record_history(self) -> None:
         """Add this epoch's validation to the history that a checkpoint carries."""
-        said = {
+        metrics = {
             name.removeprefix("val/"): float(value)
             for name, value in self.trainer.callback_metrics.items()
             if name.startswith("val/") and math.isfinite(value)
         }
-        self.history.append({"epoch": self.current_epoch, **said})
+        self.history.append({"epoch": self.current_epoch, **metrics})
 
-    def _watch_attention(self) -> None:
-        """Log where attention stands, and warn whenever it begins to be collapsed."""
-        if not self._looks:
+    def _log_attention(self) -> None:
+        """Log the spread and movement of attention, and warn when attention collapses."""
+        if not self._attention:
             return
-        seen = pool(self._looks)
-        self.log("val/attention_entropy", seen.entropy)
-        self.log("val/attention_change", seen.change)
-        told = collapse(seen)
-        begins, self._collapsed = bool(told) and not self._collapsed, bool(told)
-        if begins:
+        statistics = pool(self._attention)
+        self.log("val/attention_entropy", statistics.entropy)
+        self.log("val/attention_change", statistics.change)
+        message = describe_collapse(statistics)
+        if message and not self._collapsed:
             log.warning(
                 "attention has collapsed: %s. Captions then come from the mean region; look at the pictures, "
                 "and try another optimizer.lr or other features=",
-                told,
+                message,
             )
+        self._collapsed = bool(message)
 
     def on_train_epoch_end(self) -> None:
-        """Say in one line how the epoch went."""
+        """Log one line about the epoch."""
         metrics = self.trainer.callback_metrics
         names = ("train/loss_epoch", "val/nll", "val/perplexity", "val/bleu_4", "val/cider_d")
-        told = ", ".join(
+        parts = (
             f"{name.removesuffix('_epoch')} {float(metrics[name]):.3f}" for name in names if name in metrics
         )
-        log.info("epoch %d: %s", self.current_epoch, told)
+        log.info("epoch %d: %s", self.current_epoch, ", ".join(parts))
 
     @torch.no_grad()
     def decode(self, batch: Batch) -> Decoded:
@@ -189,7 +195,7 @@ class CaptioningModule(LightningModule):
         """Let the options given now win over those that a resumed optimizer remembers."""
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         for optimizer in self.trainer.optimizers:
-            renew_options(optimizer, schedules)
+            apply_new_options(optimizer, schedules)
 
     def configure_gradient_clipping(
         self,
@@ -197,10 +203,13 @@ class CaptioningModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm also for fused optimizers, which Lightning refuses with every mixed precision.
+        """Clip gradients, also those of a fused optimizer.
 
-        Its reason is the scaling of the loss, which float16 has and bfloat16 has not.
+        Raises:
+            InputError: a fused optimizer under float16.
         """
+        # Lightning refuses fused optimizers with every mixed precision. Its reason is the scaling of the
+        # loss, which float16 has and bfloat16 has not.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if gradient_clip_val and not scaled and gradient_clip_algorithm in (None, "norm"):
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
@@ -213,30 +222,22 @@ class CaptioningModule(LightningModule):
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write what makes the checkpoint self-sufficient, and the random state that resuming needs."""
+        """Add what makes the checkpoint self-sufficient, and the random state that resuming needs."""
         checkpoint["captioning"] = {
-            **self.description,
+            **self.metadata,
             "random_state": torch.get_rng_state(),
             "cuda_random_state": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "objective_state": self.objective_state(),
+            "objective_state": self.objective.state_dict(),
             "history": list(self.history),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the random state where training stopped, so that dropout draws what it would have drawn."""
-        said = checkpoint["captioning"]
+        """Restore the random state, so that dropout draws what it would have drawn without the break."""
+        metadata = checkpoint["captioning"]
         if self.global_rank == 0:  # other processes would draw what the first one draws
-            torch.set_rng_state(said["random_state"].cpu())
-            if len(said.get("cuda_random_state", [])) == torch.cuda.device_count() > 0:
-                torch.cuda.set_rng_state_all([state.cpu() for state in said["cuda_random_state"]])
-        self.history = list(said.get("history", []))
-        self.restore_objective(said["objective_state"])
-
-    def objective_state(self) -> dict[str, Any]:
-        """Give what the objective remembers of the batches so far, in plain containers."""
-        return self.objective.state() if hasattr(self.objective, "state") else {}
-
-    def restore_objective(self, state: Mapping[str, Any]) -> None:
-        """Let the objective remember what `objective_state` gave."""
-        if hasattr(self.objective, "restore"):
-            self.objective.restore(state)
+            torch.set_rng_state(metadata["random_state"].cpu())
+            cuda_states = metadata["cuda_random_state"]
+            if len(cuda_states) == torch.cuda.device_count() > 0:
+                torch.cuda.set_rng_state_all([state.cpu() for state in cuda_states])
+        self.history = list(metadata["history"])
+        self.objective.load_state_dict(metadata["objective_state"])

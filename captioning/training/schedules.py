@@ -36,21 +36,21 @@ def step_decay(optimizer: Optimizer, total_steps: int, *, factor: float, times: 
     return LambdaLR(optimizer, lambda step: factor ** min(times, step // every))
 
 
-def renew_options(optimizer: Optimizer, schedules: Sequence[Any]) -> None:
+def apply_new_options(optimizer: Optimizer, schedules: Sequence[Any]) -> None:
     """Give an optimizer whose state was loaded the options that it was built with.
 
-    What was loaded has the options of the run it comes from, and would hide a lower learning rate given now.
+    The loaded state has the options of the run it comes from, and would hide a lower learning rate given now.
 
     Args:
         optimizer: of one or more groups without options of their own.
-        schedules: of its learning rate; they go on where they are, towards or from the new rate.
+        schedules: of its learning rate; they continue at their step, towards or from the new rate.
     """
-    wanted = optimizer.defaults["lr"]
+    peak = optimizer.defaults["lr"]
     for number, group in enumerate(optimizer.param_groups):
-        peak = group.get("initial_lr", group["lr"])
-        current = group["lr"] * wanted / peak if peak else wanted
+        old_peak = group.get("initial_lr", group["lr"])
+        current = group["lr"] * peak / old_peak if old_peak else peak
         group.update(optimizer.defaults, lr=current)
         if "initial_lr" in group:
-            group["initial_lr"] = wanted
+            group["initial_lr"] = peak
         for schedule in schedules:
-            schedule.base_lrs[number] = wanted
+            schedule.base_lrs[number] = peak

@@ -1,4 +1,4 @@
-"""What a Hydra multirun prints at its end: its runs side by side, the best first."""
+"""The comparison at the end of a Hydra multirun: its runs side by side, the best first."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ from captioning.files import write_text
 
 log = logging.getLogger(__name__)
 
-COLUMNS = {  # of the table: where a run's summary says it, and the decimals
+COLUMNS = {  # of the table: the key in a run's summary, and the decimals
     "CIDEr-D": ("cider_d", 1),
     "BLEU-4": ("bleu_4", 1),
     "nats a word": ("nll", 3),
@@ -37,25 +37,25 @@ class CompareRuns(Callback):
         self.runs: list[dict[str, Any]] = []
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Keep what a run was given and what came out."""
+        """Add a run: its overrides and the best epoch of its summary."""
         if config.hydra.job.config_name != "train":  # the configs of other commands inherit from training's
             return
         hydra = OmegaConf.select(job_return.hydra_cfg, "hydra") if job_return.hydra_cfg is not None else None
         folder = Path(hydra.runtime.output_dir) if hydra is not None else Path()
         summary = folder / "summary.json"
-        told = json.loads(summary.read_text()) if summary.is_file() else {}
+        content = json.loads(summary.read_text()) if summary.is_file() else {}
         self.runs.append(
             {
-                "run": " ".join(job_return.overrides or []) or "as it is",
+                "run": " ".join(job_return.overrides or []) or "no overrides",
                 "folder": str(folder),
-                "parameters": told.get("parameters"),
-                **(told.get("best") or {}),
+                "parameters": content.get("parameters"),
+                **(content.get("best") or {}),
                 "failed": job_return.status != JobStatus.COMPLETED,
             }
         )
         if config.hydra.mode == RunMode.MULTIRUN:
             self._write(config)
-            if any(run["failed"] for run in self.runs):  # Hydra then ends without telling us
+            if any(run["failed"] for run in self.runs):  # Hydra then ends without calling on_multirun_end
                 Console().print(table_of(self._ranked()))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -76,7 +76,7 @@ class CompareRuns(Callback):
 
 
 def table_of(runs: list[dict[str, Any]]) -> Table:
-    """Lay runs out as a table, failed ones without numbers."""
+    """Build the table; failed runs have no numbers."""
     table = Table(title="Validation, best epoch of each run", title_justify="left")
     table.add_column("run")
     for heading in (*COLUMNS, "parameters"):
@@ -89,7 +89,7 @@ def table_of(runs: list[dict[str, Any]]) -> Table:
 
 
 def csv_of(runs: list[dict[str, Any]]) -> str:
-    """Write runs as CSV, with every number that any of them has."""
+    """Convert runs to CSV, with every number that any of them has."""
     keys = list(dict.fromkeys(key for run in runs for key in run))
     text = io.StringIO()
     writer = csv.DictWriter(text, keys, lineterminator="\n")

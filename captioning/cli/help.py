@@ -1,0 +1,138 @@
+"""`--help`: what a command does, its groups with their options, and every key with its comment.
+
+All of it comes from the YAML files themselves, read as text, so that it takes no time and cannot differ from
+them.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from captioning.files import CONF
+
+_KEY = re.compile(r"(?P<indent> *)(?P<key>[\w]+):(?P<value>(?: (?!#)\S.*?)?)(?:\s+# (?P<comment>.*))?$")
+_WIDTH = 30  # of the column of names
+
+
+class Option(NamedTuple):
+    """One YAML file: its opening comment, its `defaults`, and its keys as (name, value, comment)."""
+
+    comment: list[str]
+    defaults: list[object]
+    keys: list[tuple[str, str, str]]
+
+
+def help_text(config_name: str) -> str:
+    """Write the help of a command."""
+    root = read_option(CONF / f"{config_name}.yaml")
+    groups = command_groups(config_name)
+    lines = [*root.comment, "", f"usage: captioning {config_name} [key=value …]", ""]
+    lines += ["Options (key=default):", *_keys(_inherited_keys(config_name)), ""]
+    for group, chosen in groups.items():
+        lines += [f"{group}=…" + (f"   (default: {chosen})" if chosen else "   (default: none)")]
+        for path in sorted((CONF / group).glob("[!_]*.yaml")):
+            lines.append(_entry(f"  {path.stem}", _first_sentence(read_option(path).comment)))
+        lines.append("")
+    for group, chosen in groups.items():
+        if chosen and group != "experiment" and (keys := _option_keys(group, chosen)):
+            lines += [f"keys of {group}={chosen}:", *_keys(keys, f"{group}."), ""]
+    lines += [
+        "Every key can be set: optimizer.lr=1e-4. Lists: 'decoding.required=[dog]'. A sweep: -m seed=0,1,2.",
+        "--cfg job prints the composed config; --hydra-help tells Hydra's own options.",
+    ]
+    return "\n".join(lines)
+
+
+def command_groups(config_name: str) -> dict[str, str | None]:
+    """List the groups that a command takes, with the option it takes by default."""
+    groups: dict[str, str | None] = {}
+    for entry in read_option(CONF / f"{config_name}.yaml").defaults:
+        if isinstance(entry, str) and entry != "_self_":
+            groups |= command_groups(entry)
+        elif isinstance(entry, dict):
+            for name, option in entry.items():
+                group = str(name).removeprefix("override ").lstrip("/")
+                if not group.startswith("hydra"):
+                    groups[group] = option
+    return groups
+
+
+def read_option(path: Path) -> Option:
+    """Read a YAML file's opening comment, defaults and keys."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment: list[str] = []
+    for line in lines:
+        if line.startswith("# @package"):
+            continue
+        if not line.startswith("#"):
+            break
+        comment.append(line.removeprefix("#").removeprefix(" "))
+    content = yaml.safe_load("\n".join(lines)) or {}
+    return Option(comment, content.get("defaults", []), _read_keys(lines))
+
+
+def _read_keys(lines: list[str]) -> list[tuple[str, str, str]]:
+    keys: list[tuple[str, str, str]] = []
+    parents: list[tuple[int, str]] = []  # indentation and name of the keys around a line
+    for line in lines:
+        match = _KEY.match(line)
+        if match is None:
+            continue
+        indent = len(match["indent"])
+        parents = [parent for parent in parents if parent[0] < indent]
+        name = ".".join([*(parent[1] for parent in parents), match["key"]])
+        parents.append((indent, match["key"]))
+        if name.split(".")[0] in ("defaults", "hydra") or match["key"].startswith("_"):
+            continue
+        keys.append((name, match["value"].strip(), match["comment"] or ""))
+    return keys
+
+
+def _inherited_keys(config_name: str) -> list[tuple[str, str, str]]:
+    root = read_option(CONF / f"{config_name}.yaml")
+    parents = [entry for entry in root.defaults if isinstance(entry, str) and entry != "_self_"]
+    keys = [key for parent in parents for key in _inherited_keys(parent)]
+    return _merged([*keys, *root.keys])
+
+
+def _option_keys(group: str, option: str) -> list[tuple[str, str, str]]:
+    found = read_option(CONF / group / f"{option}.yaml")
+    keys: list[tuple[str, str, str]] = []
+    for entry in found.defaults:
+        if isinstance(entry, str) and entry != "_self_":
+            keys += _option_keys(group, entry)
+        elif isinstance(entry, dict):  # a part from another group: /encoder@encoder: projection
+            for name, choice in entry.items():
+                part, _, place = str(name).lstrip("/").partition("@")
+                keys += [
+                    (f"{place}.{key}", value, comment)
+                    for key, value, comment in _option_keys(part, str(choice))
+                ]
+    return _merged([*keys, *found.keys])
+
+
+def _merged(keys: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    merged: dict[str, tuple[str, str, str]] = {}
+    for name, value, comment in keys:
+        merged[name] = (name, value, comment or merged.get(name, ("", "", ""))[2])
+    return list(merged.values())
+
+
+def _keys(keys: list[tuple[str, str, str]], prefix: str = "") -> list[str]:
+    return [_entry(f"  {prefix}{name}={value}", comment) for name, value, comment in keys]
+
+
+def _entry(name: str, comment: str) -> str:
+    return (
+        f"{name:<{_WIDTH}}  {comment}".rstrip()
+        if len(name) <= _WIDTH or not comment
+        else f"{name}   {comment}"
+    )
+
+
+def _first_sentence(comment: list[str]) -> str:
+    text = " ".join(line for line in comment if not line.startswith("  "))
+    # "et al." does not end a sentence.
+    return re.split(r"(?<=[.;:])(?<!al\.)\s", text, maxsplit=1)[0].rstrip(".;:")

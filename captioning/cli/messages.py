@@ -1,0 +1,135 @@
+"""One sentence for bad input instead of a traceback: what was found, what is needed, the remedy."""
+
+import difflib
+import errno
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from captioning.errors import InputError
+from captioning.files import CONF
+
+_REMEDIES = {  # what the file system answers, and what the user can do about it
+    errno.ENOSPC: "the disk is full; make room and run the command again",
+    errno.EDQUOT: "the disk quota is used up; make room and run the command again",
+    errno.EROFS: "the file system is read-only; choose another place, such as hydra.run.dir=<folder>",
+    errno.EACCES: "permission is denied; choose another place, or change the permissions",
+    errno.EPERM: "permission is denied; choose another place, or change the permissions",
+    errno.ENAMETOOLONG: "the file name is too long; choose a shorter one",
+    errno.EISDIR: "a folder stands where a file is needed; give the name of a file",
+    errno.ENOTDIR: "a file stands where a folder is needed; give another name",
+    errno.EIO: "the disk gives an input/output error; check it, then run the command again",
+}
+
+
+def input_error(error: Exception) -> InputError | None:
+    """Convert an exception to one sentence the user can act on; None where it is a fault of the program."""
+    if isinstance(error, InputError):
+        return error
+    if isinstance(error, OSError):
+        remedy = _REMEDIES.get(error.errno or 0)
+        return InputError(f"{error.filename or error}: {remedy}") if remedy else None
+    if isinstance(error, InstantiationException):  # Hydra wraps what a constructor raises
+        cause = error.__cause__
+        if isinstance(cause, InputError):
+            return cause
+        key = str(error).rpartition("full_key: ")[2].strip() or "the config"
+        return InputError(f"{key} can't be built as given: {cause!r}; HYDRA_FULL_ERROR=1 shows the traceback")
+    if isinstance(error, OmegaConfBaseException):
+        return InputError(str(error).partition("\n")[0])
+    return None
+
+
+def refuse_missing(options: Any) -> None:
+    """Refuse options that leave to the user what the user has not given.
+
+    Raises:
+        InputError: names them.
+    """
+    if missing := list(_missing(options)):
+        raise InputError(f"needed, and not given: {', '.join(f'{name}=…' for name in missing)}")
+
+
+def _missing(node: Any, name: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            # Sizes marked `???` in a model are filled in from the data, not by the user.
+            if key != "model":
+                yield from _missing(value, f"{name}.{key}" if name else str(key))
+    elif node == "???":
+        yield name
+
+
+def refuse_fractions(options: Any) -> None:
+    """Refuse a seed or a number of epochs that is not a whole number, before anything is built with it.
+
+    Raises:
+        InputError: names the option.
+    """
+    for name, least in (("seed", 0), ("max_epochs", 1)):
+        value = options.get(name)
+        if value is not None and not (type(value) is int and value >= least):
+            raise InputError(f"{name}={value} must be a whole number from {least}")
+
+
+def options_error(error: HydraException, config_name: str, arguments: Sequence[str]) -> str:
+    """Say what is wrong with the options of a command, with the nearest right ones.
+
+    Args:
+        error: what Hydra raised.
+        config_name: of the command.
+        arguments: of the command line.
+    """
+    text = str(error)
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        names = sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
+        return f"there is no {group}={option}; {_suggestion(option, names)}"
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1].partition("@")[0].lstrip("+~")
+        if re.search(rf"No match in the defaults list|{re.escape(key)}.*defaults list", text):
+            groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
+            return f"there is no option group {key!r} here; {_suggestion(key, groups)}"
+        known = _known_keys(config_name, [argument for argument in arguments if _key_of(argument) != key])
+        return f"there is no {key}; {_suggestion(key, known)}"
+    return text.partition("\n")[0]
+
+
+def _suggestion(name: str, names: Iterable[str]) -> str:
+    names = list(names)
+    close = difflib.get_close_matches(name, names, 1, 0.5)
+    if not close and "." in name:  # the right key in the wrong place
+        close = [other for other in names if other.rpartition(".")[2] == name.rpartition(".")[2]][:1]
+    if close:
+        return f"did you mean {close[0]}?"
+    return f"there are {', '.join(names)}" if len(names) <= 30 else "--help lists all options"
+
+
+def _key_of(argument: str) -> str:
+    return argument.partition("=")[0].lstrip("+~")
+
+
+def _known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
+    """List the dotted keys of a command's config, composed with those of its arguments that name groups."""
+    groups = [argument for argument in arguments if (CONF / _key_of(argument)).is_dir()]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = OmegaConf.to_container(compose(config_name, groups), resolve=False)
+    except HydraException:
+        return []
+    return list(_dotted(config))
+
+
+def _dotted(node: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if not str(key).startswith("_"):
+                yield f"{prefix}{key}"
+                yield from _dotted(value, f"{prefix}{key}.")

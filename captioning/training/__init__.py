@@ -1,0 +1,23 @@
+"""Training runs: assembled from a config, run by Lightning, compared at the end of a sweep."""
+
+from captioning.training.assembly import assemble
+from captioning.training.callbacks import SampleCaptions, TraceShapes, trace_shapes
+from captioning.training.checkpoint_io import AtomicCheckpointIO, BestCheckpoint
+from captioning.training.module import CaptioningModule
+from captioning.training.run import Run
+from captioning.training.schedules import step_decay, warmup_cosine
+from captioning.training.sweep import CompareRuns
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "BestCheckpoint",
+    "CaptioningModule",
+    "CompareRuns",
+    "Run",
+    "SampleCaptions",
+    "TraceShapes",
+    "assemble",
+    "step_decay",
+    "trace_shapes",
+    "warmup_cosine",
+]
