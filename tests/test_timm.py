@@ -69,7 +69,7 @@ class TestGrid:
             (SWIN, 224, 448, (7, 14), 768),
             ("convnext_atto", 64, 96, (2, 3), 320),
             ("volo_d1_224", 224, 224, (14, 14), 384),  # states no number of class tokens
-            ("crossvit_tiny_240", 240, 240, (14, 14), 192),  # two branches: a list of tokens
+            ("pit_ti_224", 224, 224, (7, 7), 256),  # its last features are a class token alone
         ],
     )
     def test_every_kind_of_network_says_regions_channels_and_grid_before_the_first_image(

@@ -135,4 +135,4 @@ def _entry(name: str, comment: str) -> str:
 def _first_sentence(comment: list[str]) -> str:
     text = " ".join(line for line in comment if not line.startswith("  "))
     # "et al." does not end a sentence.
-    return re.split(r"(?<=[.;:])(?<!al\.)\s", text, maxsplit=1)[0].rstrip(".;:")
+    return re.split(r"(?<=\.)(?<!al\.)\s", text, maxsplit=1)[0].rstrip(".")

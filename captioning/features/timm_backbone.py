@@ -83,10 +83,11 @@ class TimmBackbone(FrozenExtractor):
             self.measure()
         # What timm's networks raise for a shape or a node that they do not have.
         except (AssertionError, AttributeError, IndexError, RuntimeError, ValueError) as error:
+            last = len(getattr(self.network, "feature_info", ())) - 1
             raise InputError(
                 f"{architecture} gives no grid for images of {_by(self.image_size)} and node {node} "
-                f"({error}); its own image size is {_by(trained['input_size'][1:])}, its last node "
-                f"{len(self.network.feature_info) - 1}; change features.extractor.image_size or node"
+                f"({error}); its own image size is {_by(trained['input_size'][1:])}, its last node {last}; "
+                "change features.extractor.image_size or features.extractor.node"
             ) from error
 
     def forward(self, images: Tensor) -> Tensor:
