@@ -3,13 +3,16 @@
 Writes `captions.json`, a result file that `captioning.evaluate results=…` scores like any other.
 """
 
+from captioning.cli import command, quick_help
+
+quick_help(__name__, "baseline")  # before the imports that take seconds
+
 import logging
 from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from captioning.cli import command
 from captioning.evaluation.baselines import global_features
 from captioning.evaluation.results import results_json
 from captioning.files import write_text

@@ -4,6 +4,10 @@ Draws the toy scenes, extracts features, trains, captions held-out scenes (drawn
 lets the checker decide which captions are true, and writes attention pictures.
 """
 
+from captioning.cli import command, quick_help
+
+quick_help(__name__, "demo")  # before the imports that take seconds
+
 import logging
 import time
 from pathlib import Path
@@ -13,7 +17,6 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from captioning.cli import command
 from captioning.cli.progress import extraction_progress
 from captioning.data.toy import Scene, is_true, named_shapes, read_scenes
 from captioning.evaluation import attention_figure, close, save

@@ -5,6 +5,10 @@ format) and `alternatives.json` where there are any; for `compare=[a.json,b.json
 exit status is 2 where a metric that was asked for is not available; everything else is written all the same.
 """
 
+from captioning.cli import command, quick_help
+
+quick_help(__name__, "evaluate")  # before the imports that take seconds
+
 import logging
 import sys
 from collections.abc import Iterator
@@ -22,7 +26,6 @@ from rich.progress import track
 
 from captioning import checkpoint
 from captioning.checkpoint import Loaded
-from captioning.cli import command
 from captioning.data import CaptionDataModule, read_coco
 from captioning.errors import InputError
 from captioning.evaluation.captions import caption_split, write_captions

@@ -4,13 +4,16 @@ Run it again after a kill and it continues. With `verify=true` it rereads the fi
 or corrupt.
 """
 
+from captioning.cli import command, quick_help
+
+quick_help(__name__, "extract")  # before the imports that take seconds
+
 import logging
 from pathlib import Path
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from captioning.cli import command
 from captioning.cli.progress import DownloadProgress, extraction_progress
 from captioning.data.download import download_coco
 from captioning.errors import InputError

@@ -1,8 +1,11 @@
 """Train a captioner: `python -m captioning.train experiment=coco30k`; without arguments, the toy one."""
 
+from captioning.cli import command, quick_help
+
+quick_help(__name__, "train")  # before the imports that take seconds
+
 from omegaconf import DictConfig
 
-from captioning.cli import command
 from captioning.cli.progress import extraction_progress
 from captioning.training import assemble
 

@@ -21,6 +21,8 @@ from captioning.training.assembly import build_data, build_module
 from tests.conftest import compose_config
 from tests.test_commands import call
 
+pytestmark = pytest.mark.slow
+
 
 def run(overrides: list[str], folder: Path, *more: str) -> DictConfig:
     config = compose_config("train", *overrides, f"output_dir={folder}", *more)

@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from hydra.core.utils import JobReturn
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -12,6 +13,8 @@ from rich.console import Console
 
 from captioning.training.sweep import CompareRuns, csv_of, table_of
 from tests.test_commands import call
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_multirun_prints_and_writes_a_comparison(toy_overrides: list[str], tmp_path: Path) -> None:

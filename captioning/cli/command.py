@@ -71,9 +71,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
         @functools.wraps(main)
         def entry() -> Any:
-            if {"--help", "-h"} & set(sys.argv[1:]):
-                print(help_text(config_name))
-                return None
+            quick_help("__main__", config_name)
             if TRACEBACKS:
                 return run()
             # Hydra then raises what is wrong with the options instead of printing it in its own words.
@@ -88,6 +86,20 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return entry
 
     return decorate
+
+
+def quick_help(module: str, config_name: str) -> None:
+    """Print the help and exit if `--help` was asked of the running command.
+
+    A command calls this before its other imports: `--help` need not wait for torch and Lightning.
+
+    Args:
+        module: `__name__` of the caller; nothing happens unless it is being run.
+        config_name: of the command.
+    """
+    if module == "__main__" and {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text(config_name))
+        raise SystemExit(0)
 
 
 def _exit_on_signal(number: int, frame: Any) -> None:

@@ -12,6 +12,7 @@ from hydra.errors import HydraException, InstantiationException, MissingConfigEx
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from captioning.cli.help import command_groups
 from captioning.errors import InputError
 from captioning.files import CONF
 
@@ -94,8 +95,7 @@ def options_error(error: HydraException, config_name: str, arguments: Sequence[s
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1].partition("@")[0].lstrip("+~")
         if re.search(rf"No match in the defaults list|{re.escape(key)}.*defaults list", text):
-            groups = sorted(path.name for path in CONF.iterdir() if path.is_dir())
-            return f"there is no option group {key!r} here; {_suggestion(key, groups)}"
+            return f"this command takes no {key}=; {_suggestion(key, command_groups(config_name))}"
         known = _known_keys(config_name, [argument for argument in arguments if _key_of(argument) != key])
         return f"there is no {key}; {_suggestion(key, known)}"
     return text.partition("\n")[0]

@@ -6,7 +6,7 @@ The options are plain dicts and lists, as they stand in `conf/decoding`; nothing
 from typing import Any
 
 from captioning.errors import InputError
-from captioning.vocabulary import SPECIAL_WORDS, UNKNOWN, Vocabulary
+from captioning.vocabulary import SPECIAL_WORDS, UNKNOWN, Vocabulary, tokenize
 
 WORD_OPTIONS = ("required", "prefix", "ids")
 
@@ -42,12 +42,12 @@ def _list_of_ids(key: str, words: Any, vocabulary: Vocabulary) -> list[int]:
 def _word_id(word: str | int, vocabulary: Vocabulary) -> int:
     if isinstance(word, int):
         return word
-    # Vocabulary.id gives UNKNOWN for any word it does not have; here only the word <unk> itself may become
-    # that.
+    # Vocabulary.id gives UNKNOWN for any word that it lacks; here only <unk> itself may become that.
     if word == SPECIAL_WORDS[UNKNOWN]:
         return UNKNOWN
-    if word.lower() not in vocabulary:
+    normalised = " ".join(tokenize(word))  # as the captions were
+    if normalised not in vocabulary:
         raise InputError(
             f"the model's {len(vocabulary)} words do not include {word!r}; decoding needs a word it knows"
         )
-    return vocabulary.id(word.lower())
+    return vocabulary.id(normalised)

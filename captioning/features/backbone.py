@@ -34,6 +34,7 @@ class Backbone(FrozenExtractor):
         mean: per channel, subtracted from values between 0 and 1.
         std: per channel, divides the difference.
         seed: of the random weights.
+        state: the tensors of `weights`, where a portable file brings them; nothing else is then read.
 
     Raises:
         InputError: unknown architecture, node or weights, a node whose output is no grid, or a state dict
@@ -50,6 +51,7 @@ class Backbone(FrozenExtractor):
         mean: Sequence[float],
         std: Sequence[float],
         seed: int = 0,
+        state: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(
             architecture=architecture,
@@ -62,10 +64,14 @@ class Backbone(FrozenExtractor):
         )
         self.set_normalisation(mean, std)
         self._architecture, self._node = architecture, node
-        self.network = _cut(_build(architecture, weights, seed), architecture, node)
-        if is_file_name(weights):
-            self._load(Path(weights))
-        self.freeze(weights, calibration_images([9] * 16, self.image_size, seed))
+        network = _build(architecture, weights if state is None else "random", seed)
+        self.network = _cut(network, architecture, node)
+        if state is not None:
+            self.restore(state)
+        else:
+            if is_file_name(weights):
+                self._load(Path(weights))
+            self.freeze(weights, calibration_images([9] * 16, self.image_size, seed))
         self.measure()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -14,6 +14,9 @@ about the network (`provenance`). It has no architecture. An extractor of your o
 
         def forward(self, images: Tensor) -> Tensor:
             return self.network(self.normalise(images)).permute(0, 2, 3, 1)  # (B, H, W, D)
+
+For `captioning export` the constructor also takes `state: Mapping[str, Tensor] | None = None` and, where it is
+given, calls `self.restore(state)` instead of reading `weights` and calling `self.freeze`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,9 +27,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from captioning.features.region_features import RegionFeatures
-from captioning.features.weights import is_file_name, sha256_prefix, weights_name
+from captioning.features.weights import is_file_name, load_state, sha256_prefix, weights_name
 
 
 class FrozenExtractor(nn.Module):
@@ -90,8 +95,8 @@ class FrozenExtractor(nn.Module):
         """Set mean and standard deviation of each channel, for values between 0 and 1."""
         # Scaled to bytes once here, so that `normalise` is one subtraction and one product.
         mean_of_bytes, std_of_bytes = (torch.tensor(part).view(1, 3, 1, 1) * 255 for part in (mean, std))
-        self.register_buffer("_mean", mean_of_bytes, persistent=False)
-        self.register_buffer("_scale", 1 / std_of_bytes, persistent=False)
+        self.register_buffer("_mean", mean_of_bytes)
+        self.register_buffer("_scale", 1 / std_of_bytes)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise bytes (B, 3, H, W) to the range the network was trained on, in channels-last memory."""
@@ -112,6 +117,35 @@ class FrozenExtractor(nn.Module):
         elif is_file_name(weights):
             self.provenance["weights_sha256"] = sha256_prefix(Path(weights))
 
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Load the tensors of a portable file and switch off gradients.
+
+        Args:
+            state: as `used_tensors` returned it, of any floating-point type.
+
+        Raises:
+            InputError: a tensor has another shape than the extractor's.
+        """
+        # What the features do not use is not in the file and stays as initialised.
+        load_state(
+            self,
+            {**self.state_dict(), **state},
+            source="the portable file",
+            needs=f"{type(self).__name__} needs",
+            remedy="export it again",
+        )
+        self.requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def used_tensors(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers that `forward` uses, those up to the node, found by a trial run."""
+        device = next((part.device for part in self.parameters()), torch.device("cpu"))
+        with _UsedTensors() as used:
+            self(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8, device=device))
+        # With `keep_vars` these are the network's own tensors, not new views of them.
+        state = self.state_dict(keep_vars=True)
+        return {name: part.detach() for name, part in state.items() if id(part) in used.ids}
+
     @torch.no_grad()
     def measure(self) -> None:
         """Find `num_regions`, `feature_dim` and `grid` by a trial run on a black image."""
@@ -131,6 +165,21 @@ class FrozenExtractor(nn.Module):
                 norm.train()
         self(images.clamp(0, 255).to(torch.uint8))
         self.eval()
+
+
+class _UsedTensors(TorchFunctionMode):
+    """Notes the identity of every tensor that is given to a function of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: set[int] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self.ids |= {id(part) for part in tree_leaves((args, kwargs)) if isinstance(part, Tensor)}
+        return func(*args, **kwargs)
 
 
 def calibration_images(sides: Sequence[int], image_size: Sequence[int], seed: int) -> Tensor:

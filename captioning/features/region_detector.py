@@ -10,7 +10,7 @@ of the fifth block's 2048 channels; images are resized to one fixed size without
 so that batches stack.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,13 @@ from captioning.errors import InputError
 from captioning.features.frozen import FrozenExtractor, calibration_images
 from captioning.features.orders import order_named
 from captioning.features.region_features import RegionFeatures
-from captioning.features.weights import build_published, is_file_name, load_state, read_state
+from captioning.features.weights import (
+    build_published,
+    is_file_name,
+    load_state,
+    read_state,
+    weights_name,
+)
 
 CLASS_BIAS = "roi_heads.box_predictor.cls_score.bias"  # its length is the number of classes
 
@@ -45,6 +51,7 @@ class RegionDetector(FrozenExtractor):
         num_proposals: boxes that are scored; the `320` architecture proposes no more than 150.
         order: in which regions are stored: `confidence`, `area`, `left_to_right` or `random`.
         seed: of the random weights.
+        state: the tensors of `weights`, where a portable file brings them; nothing else is then read.
 
     Raises:
         InputError: unknown architecture or weights, numbers that contradict each other, or a file that is
@@ -66,6 +73,7 @@ class RegionDetector(FrozenExtractor):
         num_proposals: int,
         order: str = "confidence",
         seed: int = 0,
+        state: Mapping[str, Tensor] | None = None,
     ) -> None:
         selection: dict[str, Any] = {
             "min_regions": min_regions,
@@ -88,11 +96,14 @@ class RegionDetector(FrozenExtractor):
                 "must satisfy 1 <= min_regions <= max_regions <= num_proposals; change features.extractor"
             )
         self.num_proposals, self._selection, self._order = num_proposals, selection, order_named(order)
-        self.network = _build(architecture, weights, seed)
+        self.network = _build(architecture, weights, seed, state)
         self.network.rpn.score_thresh = 0.0  # the MobileNets' 0.05 leaves some images without any proposal
         self.set_normalisation(self.network.transform.image_mean, self.network.transform.image_std)
         # From smooth to fine: most box heads have no norms to damp the activations of a fine-grained image.
-        self.freeze(weights, calibration_images((3, 9, 27, 81), self.image_size, seed))
+        if state is None:
+            self.freeze(weights, calibration_images((3, 9, 27, 81), self.image_size, seed))
+        else:
+            self.restore(state)
         # Known without the trial run of `measure`, which takes seconds here.
         self.num_regions = max_regions
         self.feature_dim = self.network.roi_heads.box_predictor.cls_score.in_features
@@ -187,10 +198,12 @@ def pad_rows(values: Tensor, length: int) -> Tensor:
     return padded
 
 
-def _build(architecture: str, weights: str, seed: int) -> FasterRCNN:
+def _build(architecture: str, weights: str, seed: int, state: Mapping[str, Tensor] | None) -> FasterRCNN:
     known = torchvision.models.list_models(torchvision.models.detection, include="fasterrcnn*")
     if architecture not in known:
         raise InputError(f"torchvision has no detector {architecture!r}; choose one of {', '.join(known)}")
+    if state is not None:
+        return _shaped_like(state, f"network.{CLASS_BIAS}", architecture, weights_name(weights))
     if weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -206,13 +219,21 @@ def _build(architecture: str, weights: str, seed: int) -> FasterRCNN:
 
 def _load(architecture: str, path: Path) -> FasterRCNN:
     state = read_state(path)
-    options = {"num_classes": len(state[CLASS_BIAS])} if CLASS_BIAS in state else {}
-    network = torchvision.models.get_model(architecture, weights=None, weights_backbone=None, **options)
+    network = _shaped_like(state, CLASS_BIAS, architecture, path.name)
     needs = f"{architecture} needs"
     load_state(network, state, source=path, needs=needs, remedy="choose other weights")
-    published = torchvision.models.get_model_weights(architecture)
-    if architecture == "fasterrcnn_resnet50_fpn" and path.name == Path(published.COCO_V1.url).name:
-        # As torchvision does with this one file: it was trained when frozen norms had no epsilon.
+    return network
+
+
+def _shaped_like(
+    state: Mapping[str, Tensor], class_bias: str, architecture: str, weights: str
+) -> FasterRCNN:
+    """Build a network of as many classes as the state dict has, which the caller loads."""
+    options = {"num_classes": len(state[class_bias])} if class_bias in state else {}
+    network = torchvision.models.get_model(architecture, weights=None, weights_backbone=None, **options)
+    published = torchvision.models.get_model_weights(architecture).COCO_V1
+    if architecture == "fasterrcnn_resnet50_fpn" and weights in (published.name, Path(published.url).name):
+        # As torchvision does with these weights: they were trained when frozen norms had no epsilon.
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = 0.0

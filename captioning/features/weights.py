@@ -71,7 +71,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
 
 
 def load_state(
-    network: nn.Module, state: Mapping[str, Tensor], *, source: Path, needs: str, remedy: str
+    network: nn.Module, state: Mapping[str, Tensor], *, source: str | Path, needs: str, remedy: str
 ) -> None:
     """Load the tensors that a network has; the file may hold more.
 

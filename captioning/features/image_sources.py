@@ -1,0 +1,162 @@
+"""Whatever a user hands over as a picture becomes upright 8-bit RGB, or a clear error.
+
+Paths, the bytes of a file, open files, PIL images of any mode, arrays (H, W) or (H, W, 1 | 3 | 4) and torch
+tensors, which may also have their channels first. Files are read by `read_image`; here only what comes
+from memory is converted.
+"""
+
+import io
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from captioning.errors import InputError
+from captioning.features.file_kinds import HEAD, describe_content, is_url
+from captioning.features.images import _to_rgb as to_rgb
+from captioning.features.images import read_image
+
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Any
+
+MAX_BYTES = 1 << 28  # of a picture that comes out of a pipe, which has no size to ask for
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_NEEDED = (
+    "a picture is a path, the bytes of a file, an open file, a PIL image, or an array (H, W) or (H, W, 1|3|4)"
+)
+
+
+def is_one_image(source: Any) -> bool:
+    """Tell a single picture from a collection of them, such as a list or an array (B, H, W, 3)."""
+    if isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)):
+        return True
+    if hasattr(source, "read") or not isinstance(source, Iterable):
+        return True
+    return hasattr(source, "__array__") and len(getattr(source, "shape", ())) <= 3
+
+
+def to_image(source: ImageSource, name: str = "the picture") -> Image.Image:
+    """Convert any kind of picture to upright 8-bit RGB.
+
+    Args:
+        source: see above. Float values reach from 0 to 1, or from 0 to 255.
+        name: of a picture that comes without a file name, for messages.
+
+    Raises:
+        InputError: it cannot be read, or is no picture.
+    """
+    if isinstance(source, Image.Image):
+        return _from_pil(source, name)
+    if isinstance(source, (str, os.PathLike)):
+        return _from_path(os.fspath(source))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _from_bytes(bytes(source), name)
+    if hasattr(source, "read"):
+        return _from_file(source, name)
+    if isinstance(source, torch.Tensor):
+        return _from_tensor(source, name)
+    if hasattr(source, "__array__"):
+        return _from_array(np.asarray(source), name)
+    raise InputError(f"{name} is of type {type(source).__name__}; {_NEEDED}")
+
+
+def _from_path(path: str) -> Image.Image:
+    if is_url(path) and not os.path.exists(path):
+        raise InputError(f"{path} is a URL; download it first, then give the file")
+    try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):  # <(curl …), or /dev/stdin after a pipe
+            with open(path, "rb") as pipe:
+                return _from_file(pipe, path)
+    except (OSError, ValueError):
+        pass  # `read_image` says what is wrong
+    try:
+        return read_image(path)
+    except InputError as error:
+        try:
+            with open(path, "rb") as file:
+                kind = describe_content(file.read(HEAD))
+        except (OSError, ValueError):
+            raise error from None
+        if kind is None:
+            raise
+        raise InputError(f"{path} is {kind}") from error
+
+
+def _from_file(file: BinaryIO, name: str) -> Image.Image:
+    name = str(getattr(file, "name", name))
+    if file.seekable():
+        file.seek(0)  # as Pillow does, so that a file that has been read before is read again
+    content = file.read(MAX_BYTES + 1)
+    if not isinstance(content, bytes):
+        raise InputError(f"{name} is open as text; open it with mode 'rb'")
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{name} holds more than {MAX_BYTES >> 20} MiB; give a smaller picture")
+    return _from_bytes(content, name)
+
+
+def _from_bytes(content: bytes, name: str) -> Image.Image:
+    if not content:
+        raise InputError(f"{name} is empty (0 bytes)")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # the decoders of Pillow raise anything
+        if kind := describe_content(content[:HEAD]):
+            raise InputError(f"{name} is {kind}") from error
+        raise InputError(f"{name}: not a readable image ({error})") from error
+
+
+def _from_pil(image: Image.Image, name: str) -> Image.Image:
+    try:
+        return to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # an image that was opened but not read yet may be damaged
+        raise InputError(f"{name}: not a readable image ({error})") from error
+
+
+def _from_tensor(tensor: torch.Tensor, name: str) -> Image.Image:
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.float()  # numpy has no bfloat16
+    if tensor.dim() == 3 and tensor.shape[0] in _MODES:
+        tensor = tensor.permute(1, 2, 0)  # (H, W, C), as torchvision has them the other way round
+    return _from_array(tensor.numpy(), name)
+
+
+def _from_array(values: np.ndarray, name: str) -> Image.Image:
+    """Convert an array (H, W) or (H, W, C) of numbers."""
+    shape = values.shape
+    if values.ndim == 2:
+        values = values[..., None]  # (H, W, 1)
+    if values.ndim != 3 or values.shape[2] not in _MODES or 0 in shape:
+        raise InputError(f"{name} is an array of shape {shape}; needed is (H, W) or (H, W, 1|3|4)")
+    pixels = _to_bytes(values, name)
+    mode = _MODES[pixels.shape[2]]
+    return to_rgb(Image.fromarray(pixels[..., 0] if mode == "L" else pixels, mode=mode))
+
+
+def _to_bytes(values: np.ndarray, name: str) -> np.ndarray:
+    """Scale the values of any number type to bytes, where black and white can be told from the type or range."""
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values)
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * 255
+    if values.dtype == np.uint16:
+        return (values // 257).astype(np.uint8)
+    if values.dtype.kind not in "iuf":
+        raise InputError(f"{name} is an array of {values.dtype}; needed are numbers")
+    values = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=np.nan, neginf=0.0)
+    largest, smallest = float(np.nanmax(values, initial=0)), float(np.nanmin(values, initial=0))
+    # Resizing overshoots: a range of 0 to 1 may come as -0.1 to 1.1, one of 0 to 255 as -20 to 275.
+    white = 1.0 if largest <= 1.5 and values.dtype.kind == "f" else 255.0
+    if smallest < -0.2 * white or largest > 1.5 * white:
+        raise InputError(
+            f"{name} has values from {smallest:.4g} to {largest:.4g}; needed are 0 to 1 or 0 to 255, before "
+            "any normalisation"
+        )
+    return (np.nan_to_num(values, nan=white).clip(0, white) * (255.0 / white)).round().astype(np.uint8)

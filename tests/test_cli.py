@@ -1,0 +1,97 @@
+"""The command line without running anything: help, suggestions, messages."""
+
+import errno
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from captioning.cli.help import command_groups, help_text, read_option
+from captioning.cli.main import COMMANDS, main
+from captioning.cli.messages import input_error, refuse_fractions, refuse_missing
+from captioning.errors import InputError
+from captioning.files import CONF
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_group_with_its_options_and_every_key(command: str) -> None:
+    text = help_text(command)
+    for group in command_groups(command):
+        for path in (CONF / group).glob("[!_]*.yaml"):
+            assert f"\n  {path.stem}" in text
+    for name, _, comment in read_option(CONF / f"{command}.yaml").keys:
+        assert f"  {name}=" in text and comment in text
+
+
+def test_help_lists_only_the_groups_that_a_command_takes() -> None:
+    assert list(command_groups("caption")) == ["decoding"]
+    assert list(command_groups("evaluate")) == ["data", "features", "decoding"]
+
+
+@pytest.mark.parametrize(
+    "group", [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"]
+)
+def test_every_option_opens_with_a_comment_and_stands_in_the_readme(group: str) -> None:
+    readme = (CONF / "README.md").read_text()
+    for path in (CONF / group).glob("[!_]*.yaml"):
+        assert read_option(path).comment, f"{path} has no opening comment"
+        assert f"- `{path.stem}`: " in readme, f"conf/README.md does not list {group}={path.stem}"
+
+
+def test_the_console_script_lists_commands_and_suggests(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["captioning"])
+    main()
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+    monkeypatch.setattr(sys, "argv", ["captioning", "evaluat"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "there is no command 'evaluat'; did you mean evaluate?" in capsys.readouterr().err
+
+
+def test_help_does_not_import_torch() -> None:
+    script = (
+        "import sys, runpy\n"
+        "sys.argv = ['train', '--help']\n"
+        "try: runpy.run_module('captioning.train', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'lightning' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[1],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "optimizer=…" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "permission is denied"),
+        (errno.ENAMETOOLONG, "name is too long"),
+        (errno.EISDIR, "a folder stands where a file is needed"),
+    ],
+)
+def test_what_the_file_system_refuses_is_one_sentence(number: int, remedy: str) -> None:
+    message = input_error(OSError(number, "no", "runs/x"))
+    assert message is not None and "runs/x" in str(message) and remedy in str(message)
+
+
+def test_an_unknown_error_of_the_file_system_keeps_its_traceback() -> None:
+    assert input_error(OSError(errno.ECHILD, "no child")) is None
+
+
+def test_missing_options_and_fractions_are_refused() -> None:
+    with pytest.raises(InputError, match="needed, and not given: data.reader.file=…"):
+        refuse_missing({"data": {"reader": {"file": "???"}}, "model": {"vocabulary_size": "???"}})
+    with pytest.raises(InputError, match="max_epochs=-1 must be a whole number from 1"):
+        refuse_fractions({"seed": 0, "max_epochs": -1})
