@@ -14,13 +14,14 @@ The package in the order in which the data flows:
     metrics/        captions -> scores, text in and numbers out
     objectives/     (model, batch) -> loss; one file per training idea
     checkpoint      what is written beside the weights, and how a model comes back
+    portable        the same in one file, with the weights of its backbone; the captioner inside the package
     predictor       a checkpoint and a photograph -> a caption
     training/       config -> run: assembly, the LightningModule, callbacks, sweeps
     evaluation/     references, scores, comparisons, baselines, attention pictures
     cli/            what all commands share
     errors files    the one error for bad input; files written whole or not at all
 
-    train extract evaluate caption baseline demo      the commands: python -m captioning.train
+    train extract evaluate caption export baseline demo      the commands: python -m captioning.train
 """
 
 from typing import Any

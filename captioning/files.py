@@ -6,6 +6,8 @@ the new one. What grows over many runs (feature files, downloads) uses `partial_
 
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,12 +34,19 @@ def partial_path(path: str | Path) -> Path:
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it is renamed to `path` at the end, or removed after an error.
 
-    The caller creates a file or a folder there. A folder only replaces nothing or an empty folder.
+    The caller creates a file or a folder there. A folder only replaces nothing or an empty folder. Symbolic
+    links are followed: what they point to is replaced. A device or a pipe is written to, never replaced.
 
     Raises:
         OSError: as the file system gives it; `path` is untouched.
     """
-    path = Path(path)
+    if _is_stream(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield (whole := Path(folder) / "whole")
+            with whole.open("rb") as source, open(path, "wb") as target:
+                shutil.copyfileobj(source, target)
+        return
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process id keeps two writers of the same file apart; the last one wins, with a whole file.
     temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
@@ -57,6 +66,14 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def _is_stream(path: str | Path) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _sync(path: Path) -> None:

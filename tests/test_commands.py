@@ -1,18 +1,27 @@
 """The commands as a user types them: in processes of their own, with mistakes."""
 
+import csv
+import io
 import json
+import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
 import pytest
+import torch
 from PIL import Image
 
-from captioning.evaluation import picture_paths
+from captioning.caption import main as caption_command
+from captioning.evaluation import CaptionFile, picture_paths
+from captioning.predictor import decoding_options
+from tests.test_predictor import photograph, write_run
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -46,33 +55,71 @@ def test_training_prints_sample_captions_and_scores(toy_overrides: list[str], tm
 
 
 class TestCaption:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def run(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        return write_run(tmp_path_factory.mktemp("runs") / "run")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def folder(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("photographs")
+        for number in range(5):
+            photograph(number).save(folder / f"{number}.jpg")
+        return folder
+
+    @pytest.fixture
+    def caption(
+        self, run: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> Iterator[Callable[..., subprocess.CompletedProcess]]:
+        """The command, in this process: a start takes seconds."""
+        root = logging.getLogger()
+        handlers, level = list(root.handlers), root.level
+
+        def call_caption(*options: object, stdin: bytes = b"") -> subprocess.CompletedProcess:
+            names = [option for option in map(str, options) if option.startswith("checkpoint=")]
+            line = [*([] if names else [f"checkpoint={run}"]), *map(str, options)]
+            monkeypatch.setattr(sys, "argv", ["caption", *line])
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            capfd.readouterr()
+            try:
+                caption_command()
+                status: int | str | None = 0
+            except SystemExit as error:
+                status = error.code
+            return subprocess.CompletedProcess(line, int(status or 0), *capfd.readouterr())
+
+        yield call_caption
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
     def test_a_folder_a_pattern_and_a_list_are_captioned(
-        self, run_folder: Path, toy_root: Path, tmp_path: Path
+        self, caption: Callable, folder: Path, tmp_path: Path
     ) -> None:
-        images = sorted((toy_root / "toy" / "images").glob("test_*.jpg"))
-        for wanted, count in (
-            (images[0].parent, 40),
-            (f"{images[0].parent}/test_*.jpg", 8),
-            (f"[{images[0]},{images[1]}]", 2),
-        ):
-            done = call(
-                "caption",
-                f"checkpoint={run_folder}",
-                f"image={wanted}",
-                "decoding.max_words=3",
-                f"output={tmp_path / 'c.jsonl'}",
-            )
+        images = sorted(folder.iterdir())
+        for wanted, count in ((folder, 5), (f"{folder}/*3.jpg", 1), (f"[{images[0]},{images[1]}]", 2)):
+            done = caption(f"image={wanted}", f"output={tmp_path / 'c.jsonl'}", "batch_size=2")
             assert done.returncode == 0 and len(done.stdout.splitlines()) == count, done.stderr
         lines = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
         assert [line["image"] for line in lines] == [str(image) for image in images[:2]]
         assert all(line["log_prob"] < 0 for line in lines)
 
+    @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\0"])
+    def test_a_list_of_names_comes_on_standard_input(
+        self, caption: Callable, folder: Path, end: bytes
+    ) -> None:
+        names = [str(folder / "3.jpg").encode(), str(folder / "1.jpg").encode()]
+        done = caption("image=-", stdin=end.join([*names, b""]))
+        assert done.returncode == 0, done.stderr
+        assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == [n.decode() for n in names]
+        assert "found no file name on standard input" in caption("image=-", stdin=end).stderr
+
     def test_twins_as_an_ensemble_say_what_the_twin_says(
-        self, run_folder: Path, toy_root: Path, tmp_path: Path
+        self, run_folder: Path, caption: Callable, toy_root: Path, tmp_path: Path
     ) -> None:
         image = next((toy_root / "toy" / "images").glob("test_*.jpg"))
         said = [
-            call("caption", f"checkpoint={c}", f"image={image}").stdout
+            caption(f"checkpoint={c}", f"image={image}").stdout
             for c in (run_folder, f"[{run_folder},{run_folder}]")
         ]
         assert said[0] and said[0] == said[1]
@@ -86,54 +133,102 @@ class TestCaption:
         assert done.returncode == 0 and (tmp_path / "scores" / "scores.json").is_file(), done.stderr
 
     def test_every_hypothesis_is_printed_and_written(
-        self, run_folder: Path, toy_root: Path, tmp_path: Path
+        self, caption: Callable, folder: Path, tmp_path: Path
     ) -> None:
-        image = toy_root / "toy" / "images" / "val_00000.jpg"
-        done = call(
-            "caption", f"checkpoint={run_folder}", f"image={image}", "decoding=beam", "decoding.num_best=3",
-            f"output={tmp_path / 'out.jsonl'}",
-        )  # fmt: skip
+        image = folder / "0.jpg"
+        done = caption(f"image={image}", "decoding.num_best=3", f"output={tmp_path / 'out.jsonl'}")
         assert done.returncode == 0, done.stderr
         said = json.loads((tmp_path / "out.jsonl").read_text())
         texts = [said["caption"], *(other["caption"] for other in said["alternatives"])]
         assert done.stdout.splitlines() == [f"{image}: {texts[0]}", f"    {texts[1]}", f"    {texts[2]}"]
         assert len(set(texts)) == 3
 
-    def test_a_json_file_is_in_the_format_of_cocos_server(
-        self, run_folder: Path, toy_root: Path, tmp_path: Path
+    def test_the_output_has_a_line_a_picture_in_each_format(
+        self, caption: Callable, folder: Path, tmp_path: Path
     ) -> None:
-        image = toy_root / "toy" / "images" / "val_00000.jpg"
-        for name in ("COCO_test2014_000000000042.jpg", "000000000007.jpg", "mine.jpg"):
-            (tmp_path / name).symlink_to(image)
-        options = [f"checkpoint={run_folder}", f"image={tmp_path}", f"output={tmp_path / 'results.json'}"]
-        done = call("caption", *options)
-        entries = json.loads((tmp_path / "results.json").read_text())
-        assert [entry["image_id"] for entry in entries] == [7, 42, "mine"], done.stderr
-        assert {entry["caption"] for entry in entries} == {done.stdout.splitlines()[0].partition(": ")[2]}
-        assert not (tmp_path / "results.json.partial").exists()
-        twins = f"image=[{tmp_path / 'mine.jpg'},{tmp_path / 'mine.jpg'}]"
-        again = call("caption", options[0], twins, options[2])
-        assert again.returncode == 2 and "two pictures have the id mine" in again.stderr
-        assert json.loads((tmp_path / "results.json").read_text()) == entries
+        for name in ("c.jsonl", "c.csv", "c.json"):
+            assert caption(f"image={folder}", f"output={tmp_path / name}").returncode == 0
+        records = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+        expected = [record["caption"] for record in records]
+        with (tmp_path / "c.csv").open(newline="") as file:
+            assert [row["caption"] for row in csv.DictReader(file)] == expected
+        results = json.loads((tmp_path / "c.json").read_text())
+        assert [entry["caption"] for entry in results] == expected and results[2]["image_id"] == 2
+        assert sorted(os.listdir(tmp_path)) == ["c.csv", "c.json", "c.jsonl"]
 
-    def test_samples_are_those_of_the_seed(self, run_folder: Path, toy_root: Path) -> None:
-        image = toy_root / "toy" / "images" / "val_00000.jpg"
-        options = [f"checkpoint={run_folder}", f"image={image}", "decoding=nucleus", "decoding.num_samples=4"]
-        said = [call("caption", *options, f"seed={seed}").stdout for seed in (1, 1, 2)]
+    def test_what_goes_to_standard_output_is_the_format_alone(self, caption: Callable, folder: Path) -> None:
+        for name in ("-", "/dev/stdout"):
+            done = caption(f"image={folder}", f"output={name}")
+            assert len([json.loads(line) for line in done.stdout.splitlines()]) == 5, done.stderr
+
+    def test_two_pictures_of_one_id_are_refused_before_the_model_is_loaded(
+        self, caption: Callable, folder: Path, tmp_path: Path
+    ) -> None:
+        twins = f"image=[{folder / '0.jpg'},{folder / '0.jpg'}]"
+        done = caption("checkpoint=nowhere", twins, f"output={tmp_path / 'results.json'}")
+        assert done.returncode == 2 and "two pictures have the id 0" in done.stderr
+        assert not os.listdir(tmp_path)
+
+    def test_two_commands_do_not_write_one_file(
+        self, caption: Callable, folder: Path, tmp_path: Path
+    ) -> None:
+        with CaptionFile(tmp_path / "c.csv"):
+            done = caption("checkpoint=nowhere", f"image={folder}", f"output={tmp_path / 'c.csv'}")
+        assert done.returncode == 2 and "is being written by another command" in done.stderr
+
+    def test_a_full_device_ends_the_command_with_a_sentence(self, caption: Callable, folder: Path) -> None:
+        done = caption(f"image={folder}", "output=/dev/full")
+        assert done.returncode == 2 and "error: output=/dev/full cannot be written (No space" in done.stderr
+        assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+    def test_names_and_words_never_reach_the_terminal_raw(self, caption: Callable, tmp_path: Path) -> None:
+        names = [b"caf\xe9.png", b"red\x1b[31m.png", b"two\nlines.png", "\u202egnp.png".encode()]
+        for name in names:
+            photograph().save(tmp_path / os.fsdecode(name))
+        (tmp_path / os.fsdecode(b"bad\x1b[31m\xe9.png")).write_bytes(b"nonsense")
+        (tmp_path / os.fsdecode(b"clip\x9b\xff.mp4")).write_bytes(b"\0\0\0\x20ftypisom")
+        for listed in (f"image={tmp_path}", "image=-"):
+            done = caption(
+                listed,
+                f"output={tmp_path / 'c.jsonl'}",
+                f"picture={tmp_path / 'pictures'}/" if listed == "image=-" else "picture=null",
+                "decoding.max_words=2",
+                stdin=b"\0".join(bytes(tmp_path / os.fsdecode(name)) for name in names) + b"\0",
+            )
+            assert done.returncode == 0, done.stderr
+            shown = "".join((done.stdout + done.stderr).split("\n"))
+            assert shown.isprintable() and "caf\\xe9.png: " in done.stdout
+            written = [json.loads(line)["image"] for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+            assert {os.fsencode(Path(name).name) for name in written} == set(names)
+        assert len(os.listdir(tmp_path / "pictures")) == 4
+
+    def test_samples_are_those_of_the_seed(self, caption: Callable, folder: Path) -> None:
+        options = [f"image={folder / '0.jpg'}", "decoding=nucleus", "decoding.num_samples=4"]
+        said = [caption(*options, f"seed={seed}").stdout for seed in (1, 1, 2)]
         assert said[0] == said[1] != said[2] and said[0]
 
-    def test_required_and_first_words_are_given_as_words(self, run_folder: Path, toy_root: Path) -> None:
-        image = next((toy_root / "toy" / "images").glob("test_*.jpg"))
-        options = [f"checkpoint={run_folder}", f"image={image}", "decoding=beam"]
-        done = call("caption", *options, "decoding.required=[yellow]", "decoding.prefix=there is")
+    def test_required_and_first_words_are_given_as_words(self, caption: Callable, folder: Path) -> None:
+        options = [f"image={folder / '0.jpg'}", "decoding=beam"]
+        done = caption(*options, "decoding.required=[yellow]", "decoding.prefix=there is")
         assert ": there is" in done.stdout and "yellow" in done.stdout, done.stderr
-        assert "do not include 'giraffe'" in call("caption", *options, "decoding.required=[giraffe]").stderr
+        assert "do not include 'giraffe'" in caption(*options, "decoding.required=[giraffe]").stderr
+
+    def test_the_decoder_of_a_portable_file_is_used_unless_another_is_named(
+        self, caption: Callable, run: Path, folder: Path, tmp_path: Path
+    ) -> None:
+        content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+        content["captioning"]["decoding"] = {**decoding_options("beam"), "num_best": 2, "max_words": 2}
+        content["captioning"]["card"] = {}
+        torch.save(content, tmp_path / "x.captioner")
+        options = [f"checkpoint={tmp_path / 'x.captioner'}", f"image={folder / '0.jpg'}"]
+        assert len(caption(*options).stdout.splitlines()) == 2
+        assert len(caption(*options, "decoding=greedy").stdout.splitlines()) == 1
+        assert len(caption(*options, "decoding.num_best=3").stdout.splitlines()) == 3
 
     def test_the_picture_shows_the_image_and_each_word(
-        self, run_folder: Path, toy_root: Path, tmp_path: Path
+        self, caption: Callable, folder: Path, tmp_path: Path
     ) -> None:
-        image = next((toy_root / "toy" / "images").glob("test_*.jpg"))
-        done = call("caption", f"checkpoint={run_folder}", f"image={image}", f"picture={tmp_path / 'a.png'}")
+        done = caption(f"image={folder / '0.jpg'}", f"picture={tmp_path / 'a.png'}")
         assert done.returncode == 0, done.stderr
         assert Image.open(tmp_path / "a.png").width > 800
 
@@ -146,14 +241,33 @@ class TestCaption:
         assert alone == tmp_path / "folder" / "1.png"
 
     def test_one_bad_file_is_reported_and_skipped(
-        self, run_folder: Path, toy_root: Path, tmp_path: Path
+        self, caption: Callable, folder: Path, tmp_path: Path
     ) -> None:
-        good = next((toy_root / "toy" / "images").glob("*.jpg"))
         (tmp_path / "bad.jpg").write_bytes(b"")
-        done = call("caption", f"checkpoint={run_folder}", f"image=[{tmp_path / 'bad.jpg'},{good}]")
+        (tmp_path / "clip.jpg").write_bytes(b"\0\0\0\x20ftypisom")
+        (tmp_path / "page.jpg").write_bytes(b"%PDF-1.7")
+        bad = ",".join(str(tmp_path / name) for name in ("bad.jpg", "clip.jpg", "page.jpg", "gone.jpg"))
+        done = caption(f"image=[{bad},{folder / '0.jpg'}]", f"output={tmp_path / 'c.jsonl'}")
         assert done.returncode == 0 and len(done.stdout.splitlines()) == 1
-        assert "skipped" in done.stderr and "bad.jpg: the file is empty" in done.stderr
-        assert call("caption", f"checkpoint={run_folder}", f"image={tmp_path / 'bad.jpg'}").returncode == 1
+        for message in (
+            "bad.jpg: the file is empty",
+            "clip.jpg is a video; save one frame",
+            "page.jpg is a PDF document; save the page",
+            "gone.jpg: no such file",
+            "4 of 5 pictures could not be read",
+        ):
+            assert message in done.stderr
+        before = (tmp_path / "c.jsonl").read_text()
+        again = caption(f"image={tmp_path / 'bad.jpg'}", f"output={tmp_path / 'c.jsonl'}")
+        assert again.returncode == 1 and (tmp_path / "c.jsonl").read_text() == before
+
+    def test_other_files_of_a_folder_are_named_and_counted(self, caption: Callable, tmp_path: Path) -> None:
+        photograph().save(tmp_path / "photograph.avif")
+        photograph().save(tmp_path / "no suffix", "JPEG")
+        (tmp_path / "notes.txt").write_text("notes")
+        done = caption(f"image={tmp_path}")
+        assert done.returncode == 0 and len(done.stdout.splitlines()) == 2
+        assert "skipped 1 file that is not in a picture format that Pillow reads: notes.txt" in done.stderr
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -161,22 +275,33 @@ class TestCaption:
             (["checkpoint=none.ckpt", "image=a.jpg"], "there is no checkpoint none.ckpt"),
             (["image=/nowhere/*.jpg"], "no file matches /nowhere/*.jpg"),
             (["image=EMPTY"], "holds no picture"),
+            (["image=https://example.org/dog.jpg"], "is a URL; download it first"),
             (["image=a.jpg", "decoding=beem"], "there is no decoding=beem; did you mean beam?"),
             (["checkpoint=a.ckpt"], "error: needed, and not given: image=…"),
             (["image=a.jpg", "picture=a.xyz"], "picture=a.xyz must end in one of .png"),
             (["image=[a.jpg,b.jpg]", "picture=a.png"], "names one file for 2 images; give a folder"),
             (["image=a.jpg", "output=EMPTY"], "is a folder; give"),
+            (["image=a.jpg", "output=a.xlsx"], "output=a.xlsx must end in .jsonl, .csv or .json"),
+            (["image=a.jpg", "batch_size=0"], "batch_size=0 must be a whole number from 1"),
             (["image=a.jpg", "picturre=x.png"], "there is no picturre; did you mean picture?"),
         ],
     )
     def test_mistakes_are_answered_in_a_sentence(
-        self, run_folder: Path, tmp_path: Path, options: list[str], message: str
+        self, caption: Callable, tmp_path: Path, options: list[str], message: str
     ) -> None:
-        options = [option.replace("EMPTY", str(tmp_path)) for option in options]
-        if not options[0].startswith("checkpoint"):
-            options.insert(0, f"checkpoint={run_folder}")
-        done = call("caption", *options)
-        assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr
+        done = caption(*[option.replace("EMPTY", str(tmp_path)) for option in options])
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+    def test_a_reader_that_leaves_ends_the_command_quietly(self, run: Path, folder: Path) -> None:
+        line = [sys.executable, "-m", "captioning.caption", f"checkpoint={run}", f"image={folder}"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        ) as process:
+            assert process.stdout is not None and process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b""
+        assert process.returncode == 141
 
 
 def test_an_experiment_that_needs_an_option_says_which() -> None:

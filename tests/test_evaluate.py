@@ -12,12 +12,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import DictConfig
 from PIL import Image
 
 from captioning import evaluate
 from captioning.data import Annotated
 from captioning.errors import InputError
-from captioning.evaluation import Evaluation, References, compare, read_results, results_json, score
+from captioning.evaluation import (
+    Evaluation,
+    References,
+    check_options,
+    compare,
+    read_results,
+    results_json,
+    score,
+)
 from captioning.evaluation.comparison import Example, choose, pair, render_page, thumbnail
 from captioning.evaluation.results import system_names
 from captioning.evaluation.scoring import to_json
@@ -25,10 +34,17 @@ from captioning.evaluation.tables import images_csv, score_table
 from captioning.files import write_text
 from captioning.metrics import MetricUnavailable, Score, score_all
 from captioning.metrics.statistics import mean_statistics, randomization_test
-from captioning.training.assembly import build_data, build_module
+from captioning.training.assembly import build_data, build_module, own_options
 from tests.conftest import compose_config
 from tests.test_commands import call
 
+
+def run(config: DictConfig) -> list[Evaluation]:
+    """The command in this process, without Hydra's handling of errors."""
+    return evaluate.main.__wrapped__(config)
+
+
+GROUPS = ("decoding", "data", "features")
 REFERENCES = {
     "1": ("A black dog runs through the snow.", "a dog in snow"),
     "2": ("Two men ride bicycles.", "two men on bikes"),
@@ -425,8 +441,8 @@ class TestCommand:
 
     def test_a_result_file_scores_as_the_model_that_wrote_it(self, checkpoint: Path, tmp_path: Path) -> None:
         options = f"checkpoint={checkpoint}", "allow_empty=true"
-        [model] = evaluate.evaluate(configured(tmp_path, *options))
-        [file] = evaluate.evaluate(configured(tmp_path, *options, f"results={tmp_path / 'captions.json'}"))
+        [model] = run(configured(tmp_path, *options))
+        [file] = run(configured(tmp_path, *options, f"results={tmp_path / 'captions.json'}"))
         assert file.scores == model.scores and file.diversity == model.diversity and file.name == "captions"
 
     def test_a_mistake_leaves_no_file(self, checkpoint: Path, tmp_path: Path) -> None:
@@ -446,7 +462,7 @@ class TestCommand:
     def test_the_seed_decides_what_is_sampled(self, checkpoint: Path, tmp_path: Path) -> None:
         def captions(seed: int) -> dict[str, str]:
             options = f"checkpoint={checkpoint}", "decoding=nucleus", f"seed={seed}"
-            return evaluate.evaluate(configured(tmp_path, *options))[0].captions
+            return run(configured(tmp_path, *options))[0].captions
 
         assert captions(1) == captions(1) != captions(2)
 
@@ -459,13 +475,13 @@ class TestCommand:
             f"data_root={toy_root}",
             "data.reader.scenes={train: 24, val: 8, test: 8}",
         ]
-        [given] = evaluate.evaluate(configured(tmp_path, *options))
-        [described] = evaluate.evaluate(configured(tmp_path, options[0]))
+        [given] = run(configured(tmp_path, *options))
+        [described] = run(configured(tmp_path, options[0]))
         assert given.captions == described.captions
 
     def test_beam_search_takes_words_as_words(self, checkpoint: Path, tmp_path: Path) -> None:
         options = f"checkpoint={checkpoint}", "decoding=beam", "decoding.required=[circle]"
-        captions = evaluate.evaluate(configured(tmp_path, *options))[0].captions
+        captions = run(configured(tmp_path, *options))[0].captions
         assert all("circle" in caption.split() for caption in captions.values())
 
     def test_model_options_reach_the_model(self, checkpoint: Path, tmp_path: Path) -> None:
@@ -474,9 +490,7 @@ class TestCommand:
             ("{depth: 2}", "model_options has 'depth', which the model does not have"),
         ):
             with pytest.raises(InputError, match=message):
-                evaluate.evaluate(
-                    configured(tmp_path, f"checkpoint={checkpoint}", f"model_options={options}")
-                )
+                run(configured(tmp_path, f"checkpoint={checkpoint}", f"model_options={options}"))
 
     def test_a_trusted_package_may_bring_the_reader(
         self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -487,16 +501,16 @@ class TestCommand:
         content["captioning"]["data"]["reader"]["_target_"] = "mine.read"
         torch.save(content, tmp_path / "mine.ckpt")
         options = f"checkpoint={tmp_path / 'mine.ckpt'}", "trust=[mine]"
-        [found] = evaluate.evaluate(configured(tmp_path, *options))
+        [found] = run(configured(tmp_path, *options))
         results = f"results={tmp_path / 'captions.json'}", "allow_empty=true"
-        assert evaluate.evaluate(configured(tmp_path, *options, *results))[0].scores == found.scores
+        assert run(configured(tmp_path, *options, *results))[0].scores == found.scores
         for untrusted in ((), results):
             with pytest.raises(InputError, match=r"names mine.read as its reader.*give trust=\[mine\]"):
-                evaluate.evaluate(configured(tmp_path, options[0], *untrusted))
+                run(configured(tmp_path, options[0], *untrusted))
 
     def test_alternatives_are_written_beside_the_captions(self, checkpoint: Path, tmp_path: Path) -> None:
         options = f"checkpoint={checkpoint}", "decoding=beam", "decoding.num_best=3"
-        evaluate.evaluate(configured(tmp_path, *options))
+        run(configured(tmp_path, *options))
         alternatives = json.loads((tmp_path / "alternatives.json").read_text())
         captions = json.loads((tmp_path / "captions.json").read_text())
         assert [entry["image_id"] for entry in alternatives] == [entry["image_id"] for entry in captions]
@@ -520,7 +534,7 @@ class TestCommand:
     ) -> None:
         stored = tmp_path / "train.json"
         common = f"checkpoint={checkpoint}", "document_frequencies=training"
-        evaluate.evaluate(configured(tmp_path / "a", *common, f"save_document_frequencies={stored}"))
+        run(configured(tmp_path / "a", *common, f"save_document_frequencies={stored}"))
         written = json.loads((tmp_path / "a" / "scores.json").read_text())
         assert written["document_frequencies"] == "toy train"
         content = json.loads((toy_root / "toy" / "captions_val.json").read_text())
@@ -531,20 +545,21 @@ class TestCommand:
         caption = content["annotations"][0]["caption"]
         (tmp_path / "result.json").write_text(json.dumps([{"image_id": one, "caption": caption}]))
         options = f"results={tmp_path / 'result.json'}", f"references={tmp_path / 'one.json'}"
-        [alone] = evaluate.evaluate(configured(tmp_path / "b", *options))
-        [weighed] = evaluate.evaluate(configured(tmp_path / "c", *options, f"document_frequencies={stored}"))
+        [alone] = run(configured(tmp_path / "b", *options))
+        [weighed] = run(configured(tmp_path / "c", *options, f"document_frequencies={stored}"))
         assert alone.scores["cider_d"].corpus == 0 and weighed.scores["cider_d"].corpus > 1
         with pytest.raises(
             InputError, match=r"document_frequencies=no.json can't be read .*; make such a file"
         ):
-            evaluate.evaluate(configured(tmp_path / "d", *options, "document_frequencies=no.json"))
+            run(configured(tmp_path / "d", *options, "document_frequencies=no.json"))
 
     def test_references_may_be_a_coco_file(self, toy_root: Path, tmp_path: Path) -> None:
         options = (
             f"references={toy_root / 'toy' / 'captions_val.json'}",
             f"images={toy_root / 'toy' / 'images'}",
         )
-        references = evaluate.read_references(configured(tmp_path, *options))
+        path, images = (option.partition("=")[2] for option in options)
+        references = evaluate.read_coco_references(path, images, "val")
         assert len(references.captions) == 8 and references.training == []
         assert all(record.path.is_file() for record in references.records.values())
 
@@ -586,28 +601,28 @@ class TestCommand:
         self, tmp_path: Path, options: list[str], message: str
     ) -> None:
         with pytest.raises(InputError) as error:
-            evaluate.check_options(configured(tmp_path, *options))
+            check_options(own_options(configured(tmp_path, *options), GROUPS))
         assert message in str(error.value)
 
     def test_every_page_metric_is_accepted(self, tmp_path: Path) -> None:
         for metric in ("bleu_4", "rouge_l", "cider_d"):
-            evaluate.check_options(configured(tmp_path, "compare=[a,b]", f"page_metric={metric}"))
+            check_options(own_options(configured(tmp_path, "compare=[a,b]", f"page_metric={metric}"), GROUPS))
 
     def test_references_that_are_not_there_are_named(self, checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(
             InputError, match="no references: give references=captions.json, data=… or checkpoint=…"
         ):
-            evaluate.read_references(configured(tmp_path, "results=a.json"))
+            evaluate.read_references(None, [], [], "val")
         with pytest.raises(
             InputError, match="toy has no split 'tset'; it has test, train, val: choose one with split="
         ):
-            evaluate.read_references(configured(tmp_path, f"checkpoint={checkpoint}", "split=tset"))
+            evaluate.read_references(None, [str(checkpoint)], [], "tset")
 
     def test_data_that_moved_are_named_with_the_remedy(self, checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(
             InputError, match=r"there is no feature file gone.h5; make it .*give features_path=…"
         ):
-            evaluate.evaluate(configured(tmp_path, f"checkpoint={checkpoint}", "features_path=gone.h5"))
+            run(configured(tmp_path, f"checkpoint={checkpoint}", "features_path=gone.h5"))
         content = torch.load(checkpoint, weights_only=True)
         content["captioning"]["data"]["reader"] = {
             "_target_": "captioning.data.read_pairs",
@@ -618,8 +633,8 @@ class TestCommand:
         with pytest.raises(
             InputError, match=r"there is no annotation file gone.csv; .*: give data=… \(and features=…"
         ):
-            evaluate.evaluate(configured(tmp_path, f"checkpoint={tmp_path / 'moved.ckpt'}"))
+            run(configured(tmp_path, f"checkpoint={tmp_path / 'moved.ckpt'}"))
         content["captioning"]["data"]["surplus"] = 1
         torch.save(content, tmp_path / "old.ckpt")
         with pytest.raises(InputError, match=r"unexpected keyword argument 'surplus'.*: give data=…"):
-            evaluate.evaluate(configured(tmp_path, f"checkpoint={tmp_path / 'old.ckpt'}"))
+            run(configured(tmp_path, f"checkpoint={tmp_path / 'old.ckpt'}"))

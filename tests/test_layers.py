@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "captioning"
-COMMANDS = ("train", "extract", "evaluate", "caption", "baseline", "demo")
+COMMANDS = ("train", "extract", "evaluate", "caption", "app", "export", "baseline", "demo")
 BASE = ("errors", "files", "vocabulary")  # layer 0
-LIBRARY = (*BASE, "features", "models", "metrics", "data", "decoding", "objectives", "checkpoint")
+ROOMS = ("features", "models", "metrics", "data", "decoding", "objectives")
+LIBRARY = (*BASE, *ROOMS, "checkpoint", "portable")
 LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import, besides its own room
     "errors": (),
     "files": (),
@@ -21,11 +22,13 @@ LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import, be
     "decoding": (*BASE, "models.base", "metrics"),
     "objectives": (*BASE, "models.base", "data.dataset", "decoding", "metrics"),
     "checkpoint": (*BASE, "models.base"),
-    "predictor": LIBRARY,
+    "portable": (*BASE, "checkpoint"),
+    "predictor": (*LIBRARY, "evaluation.visualise", "evaluation.attention_html"),  # a caption draws itself
     "training": LIBRARY,
     "evaluation": LIBRARY,
+    "page": (*BASE, "features", "predictor", "evaluation"),
     "cli": BASE,
-    **dict.fromkeys(COMMANDS, (*LIBRARY, "predictor", "training", "evaluation", "cli")),
+    **dict.fromkeys(COMMANDS, (*LIBRARY, "predictor", "training", "evaluation", "page", "cli")),
 }
 BORDERS = {  # third-party package: where it may be imported
     "lightning": ("training", "data.datamodule", *COMMANDS),
@@ -35,6 +38,7 @@ BORDERS = {  # third-party package: where it may be imported
     "torchvision": ("features",),
     "timm": ("features",),
     "matplotlib": ("evaluation.visualise",),
+    **dict.fromkeys(("gradio", "fastapi", "starlette", "uvicorn"), ("app",)),
 }
 TORCHLESS = ("errors", "files", "vocabulary", "metrics", "cli")
 
@@ -87,13 +91,14 @@ def test_third_party_borders(name: str, tree: ast.Module) -> None:
 
 
 def test_configs_stop_at_the_door() -> None:
-    """A function that takes a config object stands in a command, in cli/ or in training/assembly or sweep."""
+    """A config object is taken by the `main` of a command, by cli/, and by training/assembly and sweep."""
     for name, tree in modules():
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef):
                 annotations = [a.annotation for a in (*node.args.args, *node.args.kwonlyargs) if a.annotation]
                 if any("DictConfig" in ast.unparse(annotation) for annotation in annotations):
-                    assert within(name, ("cli", "training.assembly", "training.sweep", *COMMANDS)), (
+                    command = name in COMMANDS and node.name == "main"
+                    assert command or within(name, ("cli", "training.assembly", "training.sweep")), (
                         f"{name}.{node.name} takes a config"
                     )
 

@@ -1,10 +1,11 @@
 """The decorator that turns a function of a composed config into a command.
 
-Bad input ends a command with exit status 2 and one sentence on standard error, Ctrl-C with 130. Everything
-else is a fault of the program and keeps its traceback.
+Bad input ends a command with exit status 2 and one sentence on standard error, a signal with 128 plus its
+number (130 for Ctrl-C). Everything else is a fault of the program and keeps its traceback.
 """
 
 import functools
+import itertools
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -26,6 +27,7 @@ from captioning.cli.help import help_text
 from captioning.cli.messages import input_error, options_error, refuse_fractions, refuse_missing
 from captioning.errors import InputError
 from captioning.files import CONF
+from captioning.vocabulary import printable
 
 TRACEBACKS = bool(os.environ.get("HYDRA_FULL_ERROR"))  # the user asks for tracebacks
 
@@ -34,6 +36,7 @@ _IGNORED_WARNINGS = (
     ".*does not have many workers.*",  # one batch is one read; workers gain nothing on two cores
     ".*obtained by tracing the model in eval mode are a subsequence.*",  # only evaluation nodes are cut
     ".*dirpath has changed.*",  # a resumed run has a folder of its own; BestCheckpoint handles it
+    ".*ended before the epoch ended and your dataloader is not resumable.*",  # our own sampler is
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*Experiment logs directory .* exists and is not empty.*",  # Hydra has put its own files there
 )
@@ -43,30 +46,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
     """Make a function of a composed config the command that `conf/<config_name>.yaml` configures."""
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], Any]:
-        @functools.wraps(main)
-        def guarded(config: DictConfig) -> Any:
-            silence_known_warnings()
-            if threading.current_thread() is threading.main_thread():
-                # As an exception, so that Java and loader workers are stopped too.
-                signal.signal(signal.SIGTERM, _exit_on_signal)
-            try:
-                # Nothing is resolved: a config may refer to a group that this command does not use.
-                options = OmegaConf.to_container(config, resolve=False)
-                refuse_missing(options)
-                refuse_fractions(options)
-                return main(config)
-            except (InputError, InstantiationException, OmegaConfBaseException, OSError) as error:
-                message = input_error(error)
-                if message is None or TRACEBACKS:
-                    raise
-                if HydraConfig.get().mode == RunMode.MULTIRUN:
-                    raise message from None  # the other runs of the sweep go on
-                print(f"error: {message}", file=sys.stderr)
-                raise SystemExit(2) from None
-            except KeyboardInterrupt:
-                print("stopped", file=sys.stderr)
-                raise SystemExit(130) from None
-
+        guarded = functools.wraps(main)(functools.partial(_guarded, main))
         run = hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)
 
         @functools.wraps(main)
@@ -76,16 +56,51 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 return run()
             # Hydra then raises what is wrong with the options instead of printing it in its own words.
             os.environ["HYDRA_FULL_ERROR"] = "1"
+            _new_folder.cache_clear()
             try:
                 return run()
             except HydraException as error:
-                message = options_error(error, config_name, sys.argv[1:])
-                print(f"error: {message}", file=sys.stderr)
-                raise SystemExit(2) from None
+                _exit_with(options_error(error, config_name, sys.argv[1:]))
+            except OSError as error:  # Hydra could not make the run folder
+                if (problem := input_error(error)) is None:
+                    raise
+                _exit_with(problem)
+            except KeyboardInterrupt:
+                print("stopped", file=sys.stderr)
+                raise SystemExit(130) from None
 
         return entry
 
     return decorate
+
+
+def _guarded(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
+    """Run a command's function; what the user can mend ends it with one sentence."""
+    silence_known_warnings()
+    if threading.current_thread() is threading.main_thread():
+        # As an exception, so that Java and loader workers are stopped too.
+        for name in ("SIGTERM", "SIGUSR1"):
+            if hasattr(signal, name):  # Windows has one of them
+                signal.signal(getattr(signal, name), _exit_on_signal)
+    try:
+        # Nothing is resolved: a config may refer to a group that this command does not use.
+        options = OmegaConf.to_container(config, resolve=False)
+        refuse_missing(options)
+        refuse_fractions(options)
+        return main(config)
+    except (InputError, InstantiationException, OmegaConfBaseException, OSError) as error:
+        message = input_error(error)
+        if message is None or TRACEBACKS:
+            raise
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise message from None  # the other runs of the sweep go on
+        _exit_with(message)
+
+
+def _exit_with(message: object) -> NoReturn:
+    # Names come from the user's files and may hold characters that a terminal obeys.
+    print(f"error: {printable(str(message))}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def quick_help(module: str, config_name: str) -> None:
@@ -98,7 +113,7 @@ def quick_help(module: str, config_name: str) -> None:
         config_name: of the command.
     """
     if module == "__main__" and {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(config_name))
+        print(help_text(config_name, sys.argv[1:]))
         raise SystemExit(0)
 
 
@@ -119,4 +134,23 @@ def _named_after(file: str) -> str:
     return f"{path.parent.name}-{path.stem}"
 
 
+@functools.cache  # the runs of a sweep share its folder
+def _new_folder(path: str) -> str:
+    """Create a folder that no other run has: the path, or the first free one of `<path>_2`, `<path>_3`."""
+    names = itertools.chain([path], (f"{path}_{number}" for number in itertools.count(2)))
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            try:
+                Path(name).mkdir()
+                return name
+            except FileExistsError:
+                continue
+    except OSError:
+        pass  # Hydra, which makes the folder otherwise, reports it
+    return path
+
+
 OmegaConf.register_new_resolver("named_after", _named_after, replace=True)
+# Cached by config as well: the runs of a sweep may be processes of their own.
+OmegaConf.register_new_resolver("new_folder", _new_folder, replace=True, use_cache=True)

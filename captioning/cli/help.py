@@ -5,6 +5,7 @@ them.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,21 +25,31 @@ class Option(NamedTuple):
     keys: list[tuple[str, str, str]]
 
 
-def help_text(config_name: str) -> str:
-    """Write the help of a command."""
+def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
+    """Describe a command: its options, its groups, and the keys of one option of every group.
+
+    Args:
+        config_name: of the command.
+        arguments: `group=option` chooses the option whose keys are listed, instead of the default.
+    """
     root = read_option(CONF / f"{config_name}.yaml")
     groups = command_groups(config_name)
+    for argument in arguments:
+        group, _, option = argument.partition("=")
+        if group in groups and (CONF / group / f"{option}.yaml").is_file():
+            groups[group] = option
     lines = [*root.comment, "", f"usage: captioning {config_name} [key=value …]", ""]
-    lines += ["Options (key=default):", *_keys(_inherited_keys(config_name)), ""]
+    lines += ["Options (key=default):", *_keys(command_keys(config_name)), ""]
     for group, chosen in groups.items():
-        lines += [f"{group}=…" + (f"   (default: {chosen})" if chosen else "   (default: none)")]
+        lines += [f"{group}=…" + (f"   ({chosen})" if chosen else "   (none)")]
         for path in sorted((CONF / group).glob("[!_]*.yaml")):
             lines.append(_entry(f"  {path.stem}", _first_sentence(read_option(path).comment)))
         lines.append("")
     for group, chosen in groups.items():
-        if chosen and group != "experiment" and (keys := _option_keys(group, chosen)):
+        if chosen and group != "experiment" and (keys := option_keys(group, chosen)):
             lines += [f"keys of {group}={chosen}:", *_keys(keys, f"{group}."), ""]
     lines += [
+        "--help group=option lists the keys of another option: --help model=transformer.",
         "Every key can be set: optimizer.lr=1e-4. Lists: 'decoding.required=[dog]'. A sweep: -m seed=0,1,2.",
         "--cfg job prints the composed config; --hydra-help tells Hydra's own options.",
     ]
@@ -90,25 +101,27 @@ def _read_keys(lines: list[str]) -> list[tuple[str, str, str]]:
     return keys
 
 
-def _inherited_keys(config_name: str) -> list[tuple[str, str, str]]:
+def command_keys(config_name: str) -> list[tuple[str, str, str]]:
+    """List the keys that a command has outside of its groups, as (name, value, comment)."""
     root = read_option(CONF / f"{config_name}.yaml")
     parents = [entry for entry in root.defaults if isinstance(entry, str) and entry != "_self_"]
-    keys = [key for parent in parents for key in _inherited_keys(parent)]
+    keys = [key for parent in parents for key in command_keys(parent)]
     return _merged([*keys, *root.keys])
 
 
-def _option_keys(group: str, option: str) -> list[tuple[str, str, str]]:
+def option_keys(group: str, option: str) -> list[tuple[str, str, str]]:
+    """List the keys of a group's option, with those it inherits, as (name, value, comment)."""
     found = read_option(CONF / group / f"{option}.yaml")
     keys: list[tuple[str, str, str]] = []
     for entry in found.defaults:
         if isinstance(entry, str) and entry != "_self_":
-            keys += _option_keys(group, entry)
+            keys += option_keys(group, entry)
         elif isinstance(entry, dict):  # a part from another group: /encoder@encoder: projection
             for name, choice in entry.items():
                 part, _, place = str(name).lstrip("/").partition("@")
                 keys += [
                     (f"{place}.{key}", value, comment)
-                    for key, value, comment in _option_keys(part, str(choice))
+                    for key, value, comment in option_keys(part, str(choice))
                 ]
     return _merged([*keys, *found.keys])
 

@@ -5,6 +5,7 @@ import importlib
 import sys
 
 from captioning import __version__
+from captioning.cli.completion import BASH, complete
 from captioning.cli.help import help_text
 
 COMMANDS = {
@@ -12,6 +13,8 @@ COMMANDS = {
     "extract": "fill the feature cache of a data set",
     "evaluate": "score a model or result files, compare two systems",
     "caption": "caption photographs",
+    "app": "a page in the browser that captions photographs",
+    "export": "write a captioner as one file that needs nothing else",
     "baseline": "caption a split without a caption model",
     "demo": "the whole system on drawn scenes, in minutes",
 }
@@ -26,13 +29,17 @@ def main() -> None:
     if name == "--version":
         print(__version__)
         return
+    if name == "completion":
+        # Bash asks with the line up to the cursor; without one, the user asks for the script.
+        print("\n".join(complete(sys.argv[2], COMMANDS)) if len(sys.argv) > 2 else BASH)
+        return
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
         print(f"error: there is no command {name!r}; {hint}", file=sys.stderr)
         raise SystemExit(2)
     if {"--help", "-h"} & set(sys.argv[2:]):
-        print(help_text(name))
+        print(help_text(name, sys.argv[2:]))
         return
     del sys.argv[1]
     importlib.import_module(f"captioning.{name}").main()
@@ -41,4 +48,6 @@ def main() -> None:
 def _overview() -> str:
     lines = ["captioning <command> key=value …", ""]
     lines += [f"  {name:<10} {text}" for name, text in COMMANDS.items()]
-    return "\n".join([*lines, "", "captioning <command> --help lists a command's options."])
+    lines += ["", "captioning <command> --help lists a command's options."]
+    lines += ['Completion by the TAB key: eval "$(captioning completion)" in ~/.bashrc']
+    return "\n".join(lines)

@@ -25,6 +25,7 @@ _REMEDIES = {  # what the file system answers, and what the user can do about it
     errno.ENAMETOOLONG: "the file name is too long; choose a shorter one",
     errno.EISDIR: "a folder stands where a file is needed; give the name of a file",
     errno.ENOTDIR: "a file stands where a folder is needed; give another name",
+    errno.EEXIST: "a file stands where a folder is needed; give another name",
     errno.EIO: "the disk gives an input/output error; check it, then run the command again",
 }
 

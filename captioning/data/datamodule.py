@@ -87,7 +87,8 @@ class CaptionDataModule(LightningDataModule):
         self.feature_splits = tuple(feature_splits)
         self.vocabulary: Vocabulary | None = Vocabulary(words) if words is not None else None
         self.records: dict[str, list[Annotated]] = {}
-        self._epoch = 0
+        self._position: dict[str, Any] = {"epoch": 0}
+        self._sampler: LengthBuckets | None = None
 
     def prepare_data(self) -> None:
         """Make the data set where it does not exist; Lightning calls this in one process per machine."""
@@ -143,16 +144,27 @@ class CaptionDataModule(LightningDataModule):
             rank=rank,
             processes=processes,
         )
-        sampler.set_epoch(self._epoch)  # workers fetch before Lightning sets a resumed run's epoch
+        sampler.go_on(**self._position)  # workers fetch before Lightning sets a resumed run's epoch
+        self._position, self._sampler = {"epoch": self._position["epoch"]}, sampler
         return self._loader(data, batch_sampler=sampler)
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the number of finished epochs, for a checkpoint."""
-        return {"epoch": self.trainer.current_epoch if self.trainer else 0}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the training, for a checkpoint; see `LengthBuckets.go_on`."""
+        if self.trainer is None or self._sampler is None:
+            return dict(self._position)
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        batches: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        # `processed` counts whole epochs; the batches are still those of the last one between two epochs.
+        inside = epochs.started > epochs.processed
+        return {
+            "epoch": epochs.processed,
+            "batch": batches.processed if inside else 0,
+            "order": self._sampler.order(),
+        }
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue with the epoch of a checkpoint, so that the first batches are that epoch's."""
-        self._epoch = state_dict["epoch"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue at the position of a checkpoint, so that the first batches are those that come next."""
+        self._position = dict(state_dict)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Validation captions sorted by length (next to no padding), and validation images."""

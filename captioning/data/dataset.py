@@ -1,7 +1,7 @@
 """Batches: the one place where the shapes of what models are fed with are stated."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from captioning.data.records import Annotated
+from captioning.errors import InputError
 from captioning.features.cache import FeatureCache
 from captioning.vocabulary import PAD, Vocabulary
 
@@ -169,6 +170,7 @@ class LengthBuckets(Sampler[list[int]]):
         self.lengths, self.batch_size, self.seed, self.pool = list(lengths), batch_size, seed, pool
         self.rank, self.processes = rank, processes
         self.epoch = 0
+        self._trained = (0, 0)  # an epoch, and how many of its batches are left out
 
     @property
     def sampler(self) -> "LengthBuckets":
@@ -178,6 +180,39 @@ class LengthBuckets(Sampler[list[int]]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the shuffle; Lightning calls this at the start of each epoch."""
         self.epoch = epoch
+
+    def order(self) -> dict[str, int]:
+        """Return what, besides the epoch, decides which captions a batch holds."""
+        return {
+            "items": len(self.lengths),
+            "tokens": sum(self.lengths),
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "bucket_pool": self.pool,
+            "processes": self.processes,
+        }
+
+    def go_on(self, epoch: int, batch: int = 0, order: Mapping[str, int] | None = None) -> None:
+        """Choose an epoch and leave out those of its batches that a checkpoint has trained.
+
+        Args:
+            epoch: of the checkpoint.
+            batch: number of this epoch's batches that are trained.
+            order: what `order` returned then.
+
+        Raises:
+            InputError: inside an epoch whose batches are others than these.
+        """
+        before, now = dict(order or {}), self.order()
+        other = [key for key in now if before.get(key, now[key]) != now[key]]
+        if batch and other:
+            raise InputError(
+                f"resume= goes on inside an epoch, after batch {batch}, which was shuffled with "
+                f"{', '.join(f'{key} = {before[key]}' for key in other)} but this run has "
+                f"{', '.join(f'{key} = {now[key]}' for key in other)}; give the same data and options, or "
+                "resume=<run folder>/checkpoints/epoch<NN>.ckpt to go on after a whole epoch"
+            )
+        self.epoch, self._trained = epoch, (epoch, batch)
 
     def __len__(self) -> int:
         return -(-len(self.lengths) // self.batch_size) // self.processes
@@ -194,4 +229,5 @@ class LengthBuckets(Sampler[list[int]]):
         batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
         generator.shuffle(batches)
         # Every process gets as many batches as the others, or those that have fewer would wait forever.
-        yield from batches[self.rank :: self.processes][: len(self)]
+        epoch, trained = self._trained
+        yield from batches[self.rank :: self.processes][trained if epoch == self.epoch else 0 : len(self)]

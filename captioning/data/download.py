@@ -73,10 +73,10 @@ def fetch(url: str, path: str | Path, *, size: int, sha256: str, on_progress: Pr
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path):
         if path.exists():
-            if (found := path.stat().st_size) != size:
+            if _bytes_in(path) != size:
                 raise InputError(
-                    f"{path} has {found:,} bytes, the published file has {size:,}; delete it and run the "
-                    "command again"
+                    f"{path} has {_bytes_in(path):,} bytes, the published file has {size:,}; delete it and "
+                    "run the command again"
                 )
             return path
         partial = partial_path(path)
@@ -87,8 +87,8 @@ def fetch(url: str, path: str | Path, *, size: int, sha256: str, on_progress: Pr
         if (found := _sha256(partial)) != sha256:
             partial.unlink()
             raise InputError(
-                f"{url} came with the SHA-256 {found[:16]}…, needed is {sha256[:16]}…: it is another file or was "
-                "damaged on its way, and is deleted; run the command again to download it anew"
+                f"{url} came with the SHA-256 {found[:16]}…, needed is {sha256[:16]}…: it is another file "
+                "or was damaged on its way, and is deleted; run the command again to download it anew"
             )
         os.replace(partial, path)
     return path
@@ -160,7 +160,7 @@ def _write(
                 f"{url}: the server sends no ZIP file but {response.headers.get_content_type()} that begins "
                 f"with {block + response.read1(40)!r}; is it the login page of a network?"
             )
-    # Not truncated: what an earlier connection brought beyond this one's end stays, and is checked at the end.
+    # Not truncated: what an earlier connection brought beyond the end of this one stays.
     with open(partial, "r+b" if partial.exists() else "wb") as file:
         file.seek(start)
         # `read1` gives what has come before a break; `read` would lose it.
@@ -184,7 +184,8 @@ def _require_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if needed > free:
         raise InputError(
-            f"{path} needs {needed / 1e9:.2f} GB more, but {path.parent} has {free / 1e9:.2f} GB free; make room"
+            f"{path} needs {needed / 1e9:.2f} GB more, but {path.parent} has {free / 1e9:.2f} GB free; make "
+            "room"
         )
 
 

@@ -9,6 +9,7 @@
     comparison.py    the HTML page of two systems' captions (comparison.html)
     baselines.py     captions without a caption model
     visualise.py     figures of attention
+    attention_html.py  a caption as HTML for notebooks, with its attention
     caption_file.py  captions of photographs as JSON lines, or in COCO's format
 
 No config object comes in here; the commands unpack it.
@@ -16,10 +17,12 @@ No config object comes in here; the commands unpack it.
 
 from captioning.evaluation.baselines import most_frequent, nearest_neighbour
 from captioning.evaluation.caption_file import CaptionFile
-from captioning.evaluation.captions import SplitCaptions, caption_split
+from captioning.evaluation.captions import SplitCaptions, caption_split, write_captions
+from captioning.evaluation.comparison import write_page
+from captioning.evaluation.options import check_options
 from captioning.evaluation.references import References
 from captioning.evaluation.report import write_report
-from captioning.evaluation.results import read_results, results_json
+from captioning.evaluation.results import read_results, read_systems, results_json
 from captioning.evaluation.scoring import Evaluation, compare, score
 from captioning.evaluation.visualise import attention_figure, close, grid_margin, picture_paths, save
 
@@ -30,6 +33,7 @@ __all__ = [
     "SplitCaptions",
     "attention_figure",
     "caption_split",
+    "check_options",
     "close",
     "compare",
     "grid_margin",
@@ -37,8 +41,11 @@ __all__ = [
     "nearest_neighbour",
     "picture_paths",
     "read_results",
+    "read_systems",
     "results_json",
     "save",
     "score",
+    "write_captions",
+    "write_page",
     "write_report",
 ]

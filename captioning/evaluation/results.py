@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from captioning.errors import InputError
+from captioning.evaluation.references import References
 
 _MAX_SHOWN = 3  # offenders of each kind that a message names
 _EMPTY = "empty captions"
@@ -77,6 +78,18 @@ def read_results(
         empty = ", or allow_empty=true to score empty captions as such" if _EMPTY in offenders else ""
         raise InputError(f"{path} has {problems}{remedy}{empty}")
     return {image_id: captions[image_id] for image_id in image_ids}
+
+
+def read_systems(
+    paths: Sequence[str], references: References, *, allow_empty: bool
+) -> dict[str, dict[str, str]]:
+    """Read one result file or more: captions by image id, by the systems' names."""
+    return {
+        name: read_results(
+            path, references.records, optional=references.without_captions, allow_empty=allow_empty
+        )
+        for name, path in zip(system_names(paths), paths, strict=True)
+    }
 
 
 def system_names(paths: Sequence[str | Path]) -> list[str]:

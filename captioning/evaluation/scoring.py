@@ -83,13 +83,12 @@ def score(
     check_metrics(metrics)
     scores, unavailable = _score(captions, references, metrics, frequencies)
     statistics = _statistics(captions, references, scores)
-    intervals = {}
-    if len(captions) > 1:
-        # A generator for each metric: all metrics then see the same resampled images.
-        intervals = {
-            metric: bootstrap(sums, np.random.default_rng(seed), resamples)
-            for metric, sums in statistics.items()
-        }
+    # A generator for each metric: all metrics then see the same resampled images.
+    intervals = {
+        metric: bootstrap(sums, np.random.default_rng(seed), resamples)
+        for metric, sums in statistics.items()
+        if len(captions) > 1
+    }
     # Lengths and novelty count the vocabulary's words, not the toolkit's: a model never writes "t-shirt" as
     # one word, and that must not make its captions novel.
     words = [tokenize(caption) for caption in captions.values()]

@@ -120,17 +120,41 @@ def overlay(
     Raises:
         ValueError: see `attention_figure`.
     """
-    if boxes is None:
-        heat = _grid_heat(weights, image.size, grid, margin)
-        heat = heat - heat.min()
-    else:
-        # Boxes leave most of the image at 0, so their minimum is not subtracted.
-        heat = _box_heat(weights, boxes, image.size)
+    heat = heat_map(image.size, weights, boxes=boxes, grid=grid, margin=margin)
+    if boxes is not None:
         image = _outline(image, boxes[np.argsort(-weights)[:NUM_OUTLINED]])
-    heat = heat / max(float(heat.max()), 1e-8)
     pixels = np.asarray(image, dtype=np.float32)
     lit = pixels * (_DARKEST + (1 - _DARKEST) * heat[..., None]) + _WARM * 0.22 * heat[..., None]
     return lit.clip(0, 255).astype(np.uint8)
+
+
+def heat_map(
+    size: tuple[int, int],
+    weights: np.ndarray,
+    *,
+    boxes: np.ndarray | None = None,
+    grid: tuple[int, int] | None = None,
+    margin: tuple[float, float] = (0.0, 0.0),
+) -> np.ndarray:
+    """Spread the weights of the regions over an image: (H, W), the largest is 1.
+
+    Args:
+        size: width and height of the image in pixels.
+        weights: (R,) attention of one word.
+        boxes: see `attention_figure`.
+        grid: see `attention_figure`.
+        margin: see `grid_margin`.
+
+    Raises:
+        ValueError: see `attention_figure`.
+    """
+    if boxes is None:
+        heat = _grid_heat(weights, size, grid, margin)
+        heat = heat - heat.min()
+    else:
+        # Boxes leave most of the image at 0, so their minimum is not subtracted.
+        heat = _box_heat(weights, boxes, size)
+    return heat / max(float(heat.max()), 1e-8)
 
 
 def picture_paths(target: str, images: Sequence[Path]) -> dict[Path, Path]:

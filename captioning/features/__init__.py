@@ -6,6 +6,7 @@ from captioning.features.cache import FeatureCache, check_provenance, verify
 from captioning.features.extraction import Extractor, Report, extract, extract_missing
 from captioning.features.frozen import FrozenExtractor
 from captioning.features.image_paths import find_images
+from captioning.features.image_sources import ImageSource, is_one_image, reread, to_image
 from captioning.features.images import read_image
 from captioning.features.region_detector import RegionDetector
 from captioning.features.region_features import RegionFeatures
@@ -19,6 +20,7 @@ __all__ = [
     "Extractor",
     "FeatureCache",
     "FrozenExtractor",
+    "ImageSource",
     "RegionDetector",
     "RegionFeatures",
     "Report",
@@ -27,6 +29,9 @@ __all__ = [
     "extract",
     "extract_missing",
     "find_images",
+    "is_one_image",
     "read_image",
+    "reread",
+    "to_image",
     "verify",
 ]

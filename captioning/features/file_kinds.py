@@ -11,14 +11,20 @@ _RAW = "a camera's raw file; save it as JPEG first"
 _KINDS = (  # pattern at the start of the file, and what such a file is
     (rb".{0,1019}%PDF-", "a PDF document; save the page as a picture first (pdftoppm -png <document> page)"),
     (rb".{4}ftyp(heic|heix|heim|heis|hevc|hevx|mif1|msf1)", _HEIC),
-    (rb".{4}ftypcrx |FUJIFILMCCD-RAW|IIR[OS]|IIU\0", _RAW),
-    (rb".{4}(ftyp(?!avi[fs])|moov|mdat|free|wide)|RIFF.{4}AVI |\x1a\x45\xdf\xa3|FLV\x01", _VIDEO),
-    (rb"\0\0\1[\xba\xb3]|\x30\x26\xb2\x75\x8e\x66\xcf\x11|G.{187}G|OggS", _VIDEO),
+    (rb".{4}ftypcrx |FUJIFILMCCD-RAW|IIR[OS]|IIU\x00", _RAW),
+    (
+        rb".{4}(ftyp(?!avi[fs])|moov|mdat)|RIFF.{4}AVI |\x1a\x45\xdf\xa3|FLV\x01|\x00\x00\x01[\xba\xb3]",
+        _VIDEO,
+    ),
+    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11|(G.{187}){3}G|OggS", _VIDEO),
     (rb"\s*(<\?xml.{0,900})?<svg|\s*<\?xml.{0,900}<svg", "an SVG drawing; save it as PNG first"),
-    (rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)", "a web page; open it and save the picture itself"),
+    (
+        rb"(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)",
+        "a web page; open it and save its picture",
+    ),
     (rb"version https://git-lfs", "a Git LFS pointer without the picture; run git lfs pull"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript drawing; save it as PNG first"),
-    (rb"PK\3\4|\x1f\x8b|7z\xbc\xaf\x27\x1c|Rar!|BZh|\xfd7zXZ|.{257}ustar", "an archive; unpack it first"),
+    (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf\x27\x1c|Rar!|BZh|\xfd7zXZ|.{257}ustar", "an archive; unpack it first"),
     (rb"SQLite format 3|\x89HDF\r\n|\x93NUMPY", "a file of data, no picture"),
 )
 _PATTERNS = tuple((re.compile(pattern, re.DOTALL | re.IGNORECASE), kind) for pattern, kind in _KINDS)

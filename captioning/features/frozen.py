@@ -15,11 +15,12 @@ about the network (`provenance`). It has no architecture. An extractor of your o
         def forward(self, images: Tensor) -> Tensor:
             return self.network(self.normalise(images)).permute(0, 2, 3, 1)  # (B, H, W, D)
 
-For `captioning export` the constructor also takes `state: Mapping[str, Tensor] | None = None` and, where it is
-given, calls `self.restore(state)` instead of reading `weights` and calling `self.freeze`.
+For `captioning export` the constructor also takes `state: Mapping[str, Tensor] | None = None` and, where it
+is given, calls `self.restore(state)` instead of reading `weights` and calling `self.freeze`.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self
 
@@ -138,13 +139,16 @@ class FrozenExtractor(nn.Module):
 
     @torch.no_grad()
     def used_tensors(self) -> dict[str, Tensor]:
-        """Return the parameters and buffers that `forward` uses, those up to the node, found by a trial run."""
-        device = next((part.device for part in self.parameters()), torch.device("cpu"))
+        """Return the parameters and buffers that `forward` uses, found by a trial run; {} without weights."""
+        parts = chain(self.parameters(), self.buffers())
+        device = next((part.device for part in parts), torch.device("cpu"))
         with _UsedTensors() as used:
             self(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8, device=device))
         # With `keep_vars` these are the network's own tensors, not new views of them.
         state = self.state_dict(keep_vars=True)
-        return {name: part.detach() for name, part in state.items() if id(part) in used.ids}
+        found = {name: part.detach() for name, part in state.items() if id(part) in used.ids}
+        # The constructor makes the normalisation; it is a part of trained weights, but none by itself.
+        return found if found.keys() - {"_mean", "_scale"} else {}
 
     @torch.no_grad()
     def measure(self) -> None:

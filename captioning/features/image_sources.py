@@ -7,8 +7,8 @@ from memory is converted.
 
 import io
 import os
-import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,9 +23,10 @@ from captioning.features.images import read_image
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Any
 
+THUMBNAIL = 640  # pixels of the longer side of a picture that came without a file, kept to be shown
 MAX_BYTES = 1 << 28  # of a picture that comes out of a pipe, which has no size to ask for
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 _NEEDED = (
     "a picture is a path, the bytes of a file, an open file, a PIL image, or an array (H, W) or (H, W, 1|3|4)"
 )
@@ -37,7 +38,7 @@ def is_one_image(source: Any) -> bool:
         return True
     if hasattr(source, "read") or not isinstance(source, Iterable):
         return True
-    return hasattr(source, "__array__") and len(getattr(source, "shape", ())) <= 3
+    return hasattr(source, "__array__") and len(getattr(source, "shape", ())) in (2, 3)
 
 
 def to_image(source: ImageSource, name: str = "the picture") -> Image.Image:
@@ -65,15 +66,29 @@ def to_image(source: ImageSource, name: str = "the picture") -> Image.Image:
     raise InputError(f"{name} is of type {type(source).__name__}; {_NEEDED}")
 
 
+def reread(source: ImageSource, image: Image.Image) -> str | os.PathLike[str] | bytes:
+    """Return what `to_image` can read again later: the path, or else a small JPEG.
+
+    Args:
+        source: what was given.
+        image: what `to_image` made of it.
+    """
+    # A pipe cannot be read a second time.
+    if isinstance(source, (str, os.PathLike)) and not Path(source).is_fifo():
+        return source
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return buffer.getvalue()
+
+
 def _from_path(path: str) -> Image.Image:
     if is_url(path) and not os.path.exists(path):
         raise InputError(f"{path} is a URL; download it first, then give the file")
-    try:
-        if stat.S_ISFIFO(os.stat(path).st_mode):  # <(curl …), or /dev/stdin after a pipe
-            with open(path, "rb") as pipe:
-                return _from_file(pipe, path)
-    except (OSError, ValueError):
-        pass  # `read_image` says what is wrong
+    if Path(path).is_fifo():  # <(curl …), or /dev/stdin after a pipe
+        with open(path, "rb") as pipe:
+            return _from_file(pipe, path)
     try:
         return read_image(path)
     except InputError as error:
@@ -88,8 +103,8 @@ def _from_path(path: str) -> Image.Image:
 
 
 def _from_file(file: BinaryIO, name: str) -> Image.Image:
-    name = str(getattr(file, "name", name))
-    if file.seekable():
+    name = str(getattr(file, "name", None) or name)
+    with suppress(AttributeError, OSError):  # what cannot be rewound is read from where it stands
         file.seek(0)  # as Pillow does, so that a file that has been read before is read again
     content = file.read(MAX_BYTES + 1)
     if not isinstance(content, bytes):
@@ -123,7 +138,7 @@ def _from_tensor(tensor: torch.Tensor, name: str) -> Image.Image:
     tensor = tensor.detach().cpu()
     if tensor.is_floating_point():
         tensor = tensor.float()  # numpy has no bfloat16
-    if tensor.dim() == 3 and tensor.shape[0] in _MODES:
+    if tensor.dim() == 3 and tensor.shape[0] in _CHANNELS:
         tensor = tensor.permute(1, 2, 0)  # (H, W, C), as torchvision has them the other way round
     return _from_array(tensor.numpy(), name)
 
@@ -133,15 +148,14 @@ def _from_array(values: np.ndarray, name: str) -> Image.Image:
     shape = values.shape
     if values.ndim == 2:
         values = values[..., None]  # (H, W, 1)
-    if values.ndim != 3 or values.shape[2] not in _MODES or 0 in shape:
+    if values.ndim != 3 or values.shape[2] not in _CHANNELS or 0 in shape:
         raise InputError(f"{name} is an array of shape {shape}; needed is (H, W) or (H, W, 1|3|4)")
     pixels = _to_bytes(values, name)
-    mode = _MODES[pixels.shape[2]]
-    return to_rgb(Image.fromarray(pixels[..., 0] if mode == "L" else pixels, mode=mode))
+    return to_rgb(Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels))
 
 
 def _to_bytes(values: np.ndarray, name: str) -> np.ndarray:
-    """Scale the values of any number type to bytes, where black and white can be told from the type or range."""
+    """Scale numbers to bytes; their type or range tells which value is white."""
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
     if values.dtype == np.bool_:
@@ -150,10 +164,12 @@ def _to_bytes(values: np.ndarray, name: str) -> np.ndarray:
         return (values // 257).astype(np.uint8)
     if values.dtype.kind not in "iuf":
         raise InputError(f"{name} is an array of {values.dtype}; needed are numbers")
+    is_float = values.dtype.kind == "f"
     values = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=np.nan, neginf=0.0)
     largest, smallest = float(np.nanmax(values, initial=0)), float(np.nanmin(values, initial=0))
-    # Resizing overshoots: a range of 0 to 1 may come as -0.1 to 1.1, one of 0 to 255 as -20 to 275.
-    white = 1.0 if largest <= 1.5 and values.dtype.kind == "f" else 255.0
+    # Resizing overshoots: a range of 0 to 1 may come as -0.1 to 1.1, one of 0 to 255 as -20 to 275. Values
+    # from -2 to 3 have been normalised for some network.
+    white = 1.0 if largest <= 10 and is_float else 255.0
     if smallest < -0.2 * white or largest > 1.5 * white:
         raise InputError(
             f"{name} has values from {smallest:.4g} to {largest:.4g}; needed are 0 to 1 or 0 to 255, before "

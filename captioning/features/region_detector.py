@@ -225,9 +225,7 @@ def _load(architecture: str, path: Path) -> FasterRCNN:
     return network
 
 
-def _shaped_like(
-    state: Mapping[str, Tensor], class_bias: str, architecture: str, weights: str
-) -> FasterRCNN:
+def _shaped_like(state: Mapping[str, Tensor], class_bias: str, architecture: str, weights: str) -> FasterRCNN:
     """Build a network of as many classes as the state dict has, which the caller loads."""
     options = {"num_classes": len(state[class_bias])} if class_bias in state else {}
     network = torchvision.models.get_model(architecture, weights=None, weights_backbone=None, **options)

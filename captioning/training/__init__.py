@@ -2,7 +2,12 @@
 
 from captioning.training.assembly import assemble
 from captioning.training.callbacks import SampleCaptions, TraceShapes, trace_shapes
-from captioning.training.checkpoint_io import AtomicCheckpointIO, BestCheckpoint
+from captioning.training.checkpoint_io import (
+    AtomicCheckpointIO,
+    BestCheckpoint,
+    EpochCheckpoint,
+    MidEpochCheckpoint,
+)
 from captioning.training.module import CaptioningModule
 from captioning.training.run import Run
 from captioning.training.schedules import step_decay, warmup_cosine
@@ -13,6 +18,8 @@ __all__ = [
     "BestCheckpoint",
     "CaptioningModule",
     "CompareRuns",
+    "EpochCheckpoint",
+    "MidEpochCheckpoint",
     "Run",
     "SampleCaptions",
     "TraceShapes",

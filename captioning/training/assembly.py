@@ -5,13 +5,14 @@ the number of words and the size of a region.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import get_class, instantiate
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from captioning import checkpoint
@@ -21,7 +22,7 @@ from captioning.errors import InputError
 from captioning.features import check_provenance, extract_missing
 from captioning.features.weights import is_file_name
 from captioning.objectives import Objective
-from captioning.training.callbacks import TraceShapes
+from captioning.training.callbacks import HOOKS, LOGGING, SampleCaptions, TraceShapes, tolerate
 from captioning.training.checkpoint_io import AtomicCheckpointIO
 from captioning.training.module import CaptioningModule
 from captioning.training.run import Run
@@ -42,7 +43,8 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
     """
     seed_everything(config.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
-    start = starting_point(config)
+    resume = resumed_checkpoint(config)
+    start = starting_point(config, resume)
     if config.prepare:
         report = extract_missing(
             lambda: instantiate(config.features.extractor),
@@ -56,7 +58,7 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
     data = build_data(config, words=start["captioning"]["words"] if start else None)
     module = build_module(config, data)
     if start:  # also to resume, where Lightning would load the weights itself but not say what is wrong
-        load_weights(module, start, data, config.resume or config.start_from)
+        load_weights(module, start, data, str(resume or config.start_from))
     else:
         if module.objective.needs_trained_model:
             log.warning("this objective learns next to nothing from random weights; give start_from=<run>")
@@ -68,7 +70,7 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
         module=module,
         data=data,
         trainer=build_trainer(config),
-        resume=checkpoint.locate(config.resume) if config.resume else None,
+        resume=resume,
     )
 
 
@@ -139,9 +141,15 @@ def build_trainer(config: DictConfig) -> Trainer:
     callbacks = list(instantiate(config.trainer.callbacks))
     if config.trace_shapes:
         callbacks.append(TraceShapes())
+    for callback in callbacks:
+        if isinstance(callback, (ProgressBar, SampleCaptions, TraceShapes)):
+            tolerate(callback, HOOKS)
+    loggers = list(instantiate(config.logger).values())
+    for logger in loggers:
+        tolerate(logger, LOGGING)
     return instantiate(
         config.trainer,
-        logger=list(instantiate(config.logger).values()),
+        logger=loggers,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
     )
@@ -164,20 +172,40 @@ def describe(config: DictConfig, model_options: dict[str, Any], data: CaptionDat
     }
 
 
-def starting_point(config: DictConfig) -> dict[str, Any] | None:
-    """Read the checkpoint to go on from: a run's last epoch to resume, its best one to start from.
+def resumed_checkpoint(config: DictConfig) -> Path | None:
+    """Find the checkpoint that `resume=` names; `auto` is this run's own folder, where it holds one.
+
+    Raises:
+        InputError: there is none.
+    """
+    own = Path(config.output_dir)
+    if config.resume != "auto":
+        return checkpoint.locate_last(config.resume) if config.resume else None
+    begun = (own / "checkpoints" / checkpoint.LAST).is_file()
+    if not begun:
+        log.info("%s holds no checkpoint yet: the training begins", own)
+    return checkpoint.locate_last(own) if begun else None
+
+
+def starting_point(config: DictConfig, resume: Path | None) -> dict[str, Any] | None:
+    """Read the checkpoint to go on from: the one to resume, or the best one of a run to start from.
 
     Raises:
         InputError: no such checkpoint, or a run to resume that has all its epochs.
     """
-    if config.resume:
-        start = checkpoint.read(config.resume)
-        trained, wanted = start["epoch"] + 1, config.trainer.max_epochs
-        if wanted is not None and trained >= wanted:
+    if resume:
+        start = checkpoint.read(resume)
+        checkpoint.check_resumable(start, resume)
+        epochs, batches = checkpoint.trained(start, resume)
+        wanted = config.trainer.max_epochs
+        # A job that is requeued after its last epoch has nothing left to do, which is no mistake.
+        if wanted is not None and epochs >= wanted + (config.resume == "auto"):
             raise InputError(
-                f"resume={config.resume} has trained {trained} epochs and max_epochs is {wanted}; give a "
+                f"resume={config.resume} has trained {epochs} epochs and max_epochs is {wanted}; give a "
                 "larger max_epochs= to go on"
             )
+        inside = f" and {batches} batches of the next one" if batches else ""
+        log.info("going on from %s, after %d epochs%s", resume, epochs, inside)
         refuse_other_parts(config, start)
         return start
     if config.start_from:
@@ -232,3 +260,33 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """Convert a config to plain containers, every interpolation resolved; a missing value stays `???`."""
     options: Any = OmegaConf.to_container(config, resolve=True)
     return options
+
+
+def data_options(config: DictConfig, features: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the resolved options of `data`, which refers to the features: those given, or the config's own.
+
+    Args:
+        config: with `data`, and possibly `features`.
+        features: a checkpoint's, for a config without any.
+    """
+    whole: Any = OmegaConf.to_container(config, resolve=False)
+    return plain(OmegaConf.create({"features": dict(features), **whole}).data)
+
+
+def own_options(config: DictConfig, groups: Sequence[str]) -> dict[str, Any]:
+    """Return a command's own options as plain values, without its groups.
+
+    Groups may refer to others that are not given, and then cannot be resolved.
+    """
+    return {
+        str(key): OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        for key, value in config.items()
+        if key not in groups
+    }
+
+
+def as_list(value: Any) -> list[Any]:
+    """Convert an option that is one value, a list of them, or nothing to a list."""
+    if value is None:
+        return []
+    return list(value) if OmegaConf.is_list(value) else [value]

@@ -1,7 +1,11 @@
-"""Lightning callbacks of a training run: captions while it learns, and a trace of tensor shapes."""
+"""Lightning callbacks that show how a training goes: captions while it learns, a trace of tensor shapes.
 
+Nothing that only shows ends a training or changes it: see `tolerate`.
+"""
+
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -17,8 +21,41 @@ from captioning.training.module import CaptioningModule
 log = logging.getLogger(__name__)
 
 
+HOOKS = [name for name in vars(Callback) if name.startswith("on_")]
+LOGGING = ["log_metrics", "log_hyperparams", "log_graph", "save", "after_save_checkpoint", "finalize"]
+
+
+def tolerate(part: Any, methods: Iterable[str]) -> None:
+    """Make a callback or logger harmless: what fails in it is left out, and reported the first time.
+
+    Args:
+        part: an object; its methods are replaced.
+        methods: names of those that show something and return nothing.
+    """
+    reported = False
+
+    def guard(method: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(method)
+        def guarded(*values: Any, **options: Any) -> None:
+            nonlocal reported
+            try:
+                method(*values, **options)
+            except Exception as error:
+                if not reported:
+                    log.warning(
+                        "%s.%s failed (%s: %s); the training goes on without it",
+                        *(type(part).__name__, method.__name__, type(error).__name__, error),
+                    )
+                reported = True
+
+        return guarded
+
+    for method in methods:
+        setattr(part, method, guard(getattr(part, method)))
+
+
 class SampleCaptions(Callback):
-    """Captions a few images after every epoch; their attention pictures go to TensorBoard.
+    """Captions a few images after every epoch, once its checkpoint is written; pictures go to TensorBoard.
 
     Args:
         num_images: how many of each split.
@@ -28,13 +65,38 @@ class SampleCaptions(Callback):
     def __init__(self, *, num_images: int, draw: Callable[..., Any]) -> None:
         self.num_images, self.draw = num_images, draw
         self._warned = False
+        self._epoch: int | None = None  # that was validated last, until its captions are shown
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the epoch; its checkpoint is written before anything is shown."""
+        if not trainer.sanity_checking:
+            self._epoch = trainer.current_epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._show(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._show(trainer, pl_module)
+
+    def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the captions of both splits."""
+        epoch, self._epoch = self._epoch, None
         data = getattr(trainer, "datamodule", None)
-        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(data, CaptionDataModule):
+        if epoch is None or not trainer.is_global_zero or not isinstance(data, CaptionDataModule):
             return
         assert isinstance(pl_module, CaptioningModule)
+        devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+        was_training = pl_module.training
+        pl_module.eval()
+        try:
+            with torch.random.fork_rng(devices):  # a decoder that samples changes nothing of the training
+                self._caption(trainer, pl_module, data, epoch)
+        finally:
+            pl_module.train(was_training)
+
+    def _caption(
+        self, trainer: Trainer, pl_module: CaptioningModule, data: CaptionDataModule, epoch: int
+    ) -> None:
         for split in ("train", "val"):
             images = data.images(split)
             count = min(self.num_images, len(images))
@@ -44,41 +106,32 @@ class SampleCaptions(Callback):
                 record = images.records[row]
                 words = pl_module.vocabulary.split(decoded.tokens[position].tolist())
                 log.info("  %s %s: %s", split, record.image_id, " ".join(words))
-                self._log_pictures(
-                    trainer, images, record, f"{split}/{record.image_id}", words, decoded, position
-                )
+                loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+                if not loggers or not words or decoded.attention is None:
+                    continue
+                try:
+                    figure = self._draw(images, record, words, decoded, position)
+                    for logger in loggers:
+                        logger.experiment.add_figure(f"{split}/{record.image_id}", figure, epoch)
+                    figure.clear()
+                except Exception as error:  # one line; the next picture may be drawn
+                    if not self._warned:
+                        log.warning("no attention picture of %s in the log: %s", record.path, error)
+                    self._warned = True
 
-    def _log_pictures(
-        self,
-        trainer: Trainer,
-        images: ImageDataset,
-        record: Annotated,
-        tag: str,
-        words: list[str],
-        decoded: Decoded,
-        position: int,
-    ) -> None:
-        """Draw where the model looked, for the loggers that show pictures."""
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not loggers or not words or decoded.attention is None:
-            return
-        try:
-            figure = self.draw(
-                read_image(record.path),
-                words,
-                decoded.attention[position, : len(words)].float().cpu().numpy(),
-                boxes=images.cache.boxes(record.image_id) if images.cache.has_boxes else None,
-                grid=images.cache.grid,
-                image_size=images.cache.provenance.get("image_size"),
-            )
-        except Exception as error:  # a picture that cannot be drawn must never end a training
-            if not self._warned:
-                log.warning("no attention picture of %s in the log: %s", record.path, error)
-            self._warned = True
-            return
-        for logger in loggers:
-            logger.experiment.add_figure(tag, figure, trainer.current_epoch)
-        figure.clear()
+    def _draw(
+        self, images: ImageDataset, record: Annotated, words: list[str], decoded: Decoded, position: int
+    ) -> Any:
+        """Draw where the model looked."""
+        assert decoded.attention is not None
+        return self.draw(
+            read_image(record.path),
+            words,
+            decoded.attention[position, : len(words)].float().cpu().numpy(),
+            boxes=images.cache.boxes(record.image_id) if images.cache.has_boxes else None,
+            grid=images.cache.grid,
+            image_size=images.cache.provenance.get("image_size"),
+        )
 
 
 class TraceShapes(Callback):

@@ -66,7 +66,11 @@ class CaptioningModule(LightningModule):
         self._references: dict[str, tuple[str, ...]] = {}
         self._attention: list[AttentionStatistics] = []
         self._collapsed = False
+        self._sums: dict[str, Tensor] = {}  # of this epoch: what is logged times the number of words
+        self._num_words = 0  # that the sums are over
+        self._random_state: dict[str, Any] | None = None  # before a validation that is under way
         self.history: list[dict[str, float]] = []
+        self.has_begun = False  # everything is built and restored
 
     def on_fit_start(self) -> None:
         """Give the objective the training references and the words."""
@@ -86,15 +90,13 @@ class CaptioningModule(LightningModule):
             InputError: the loss is not finite.
         """
         terms = self.objective(self.model, batch)
+        num_words = int(terms.num_words)
         for name, value in {"loss": terms.loss.detach(), **terms.logged}.items():
-            self.log(
-                f"train/{name}",
-                value,
-                on_step=True,
-                on_epoch=True,
-                prog_bar=name == "loss",
-                batch_size=int(terms.num_words),
-            )
+            self.log(f"train/{name}_step", value, on_step=True, on_epoch=False, prog_bar=name == "loss")
+            # Lightning's own means over an epoch are not in its checkpoints, which may be written inside one.
+            total = self._sums.get(name, torch.zeros(()))
+            self._sums[name] = total.to(value.device) + value.float() * num_words
+        self._num_words += num_words
         if not torch.isfinite(terms.loss):
             raise InputError(
                 f"the loss is {terms.loss.item()} at step {self.global_step}; lower optimizer.lr, set "
@@ -161,8 +163,12 @@ class CaptioningModule(LightningModule):
         self._collapsed = bool(message)
 
     def on_train_epoch_end(self) -> None:
-        """Log one line about the epoch."""
-        metrics = self.trainer.callback_metrics
+        """Log the means over the epoch's words, and one line about the epoch."""
+        means = {f"train/{name}_epoch": total / self._num_words for name, total in self._sums.items()}
+        for name, mean in means.items():
+            self.log(name, mean, prog_bar=name == "train/loss_epoch")
+        self._sums, self._num_words = {}, 0
+        metrics = {**self.trainer.callback_metrics, **means}
         names = ("train/loss_epoch", "val/nll", "val/perplexity", "val/bleu_4", "val/cider_d")
         parts = (
             f"{name.removesuffix('_epoch')} {float(metrics[name]):.3f}" for name in names if name in metrics
@@ -193,6 +199,9 @@ class CaptioningModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Let the options given now win over those that a resumed optimizer remembers."""
+        self.has_begun = True
+        if self.trainer.fit_loop.restarted_mid_epoch:  # Lightning then leaves out `on_train_epoch_start`
+            self.objective.begin_epoch(self.current_epoch)
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
         for optimizer in self.trainer.optimizers:
             apply_new_options(optimizer, schedules)
@@ -221,14 +230,22 @@ class CaptioningModule(LightningModule):
             )
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
+    def on_validation_start(self) -> None:
+        """Keep the random state: training that is resumed inside a validation begins it anew."""
+        self._random_state = _random_state()
+
+    def on_validation_end(self) -> None:
+        self._random_state = None
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what makes the checkpoint self-sufficient, and the random state that resuming needs."""
+        """Add what makes the checkpoint self-sufficient, and what resuming needs, also inside an epoch."""
         checkpoint["captioning"] = {
             **self.metadata,
-            "random_state": torch.get_rng_state(),
-            "cuda_random_state": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            **(self._random_state or _random_state()),
             "objective_state": self.objective.state_dict(),
             "history": list(self.history),
+            "logged_sums": dict(self._sums),
+            "logged_words": self._num_words,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -241,3 +258,10 @@ class CaptioningModule(LightningModule):
                 torch.cuda.set_rng_state_all([state.cpu() for state in cuda_states])
         self.history = list(metadata["history"])
         self.objective.load_state_dict(metadata["objective_state"])
+        self._sums = dict(metadata["logged_sums"])
+        self._num_words = metadata["logged_words"]
+
+
+def _random_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"random_state": torch.get_rng_state(), "cuda_random_state": cuda}

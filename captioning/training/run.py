@@ -1,5 +1,6 @@
 """A training run: its parts, its folder, and what it leaves there beside the checkpoints."""
 
+import itertools
 import json
 import logging
 import sys
@@ -8,8 +9,11 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 
+from captioning.checkpoint import LAST
 from captioning.data import CaptionDataModule
-from captioning.files import write_text
+from captioning.errors import InputError
+from captioning.files import PARTIAL, write_text
+from captioning.training.checkpoint_io import copy_checkpoint
 from captioning.training.module import CaptioningModule
 
 log = logging.getLogger(__name__)
@@ -50,16 +54,41 @@ class Run(NamedTuple):
         """Number of trained and frozen parameters of the model."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
+    def _prepare_folder(self) -> None:
+        """Clear away what a kill has left in the run folder, and keep what this run would overwrite."""
+        checkpoints = self.folder / "checkpoints"
+        for unfinished in checkpoints.glob(f"*{PARTIAL}"):
+            unfinished.unlink()
+        if self.resume:
+            # Killed before its first checkpoint, this run is resumed from there, not from its best epoch.
+            copy_checkpoint(self.resume, checkpoints / LAST)
+            metrics = self.folder / "metrics.csv"
+            if metrics.is_file():  # Lightning's CSVLogger begins a new file
+                free = (self.folder / f"metrics_{number}.csv" for number in itertools.count(1))
+                metrics.rename(next(path for path in free if not path.exists()))
+
     def _fit(self) -> None:
+        if self.trainer.is_global_zero:
+            self._prepare_folder()
         try:
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.resume, weights_only=True)
-        except SystemExit:  # how Lightning ends after Ctrl-C
-            if self.trainer.interrupted:
-                print(
-                    f"stopped; continue after the last whole epoch with resume={self.folder}", file=sys.stderr
-                )
-                raise SystemExit(130) from None
-            raise
+        except SystemExit as stop:
+            if not self.trainer.interrupted:
+                raise
+            if self.trainer.is_global_zero:
+                io: Any = self.trainer.strategy.checkpoint_io
+                saved = self.resume is not None or io.num_written > 0
+                remedy = f"go on with resume={self.folder}" if saved else "no checkpoint was written yet"
+                print(f"stopped; {remedy}", file=sys.stderr)
+            # Lightning ends with 1 after a Ctrl-C that came before the training listened to signals.
+            raise SystemExit(130 if stop.code == 1 else stop.code) from None
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            if self.resume is None or self.module.has_begun or isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"{self.resume} can't be resumed ({type(error).__name__}: {str(error)[:200]}); give another "
+                "checkpoint of the run, or start_from= to begin a training with its weights and words"
+            ) from error
 
     def write_caption_ids(self) -> None:
         """Write which captions were used, as lists of the annotation file's own ids by split."""

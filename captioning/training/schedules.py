@@ -48,7 +48,9 @@ def apply_new_options(optimizer: Optimizer, schedules: Sequence[Any]) -> None:
     peak = optimizer.defaults["lr"]
     for number, group in enumerate(optimizer.param_groups):
         old_peak = group.get("initial_lr", group["lr"])
-        current = group["lr"] * peak / old_peak if old_peak else peak
+        current = group["lr"]
+        if peak != old_peak:  # else rounding would change it
+            current = current * peak / old_peak if old_peak else peak
         group.update(optimizer.defaults, lr=current)
         if "initial_lr" in group:
             group["initial_lr"] = peak

@@ -1,0 +1,158 @@
+"""What may be built from the options in a checkpoint: by role, and within sizes that a machine can bear."""
+
+import importlib
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from torch import nn
+
+from captioning.errors import InputError
+
+_LARGEST = {  # options of a stranger's file that could take a machine down by their size alone
+    "num_workers": 64,
+    "image_size": 4096,
+    "batch_size": 100_000,
+    "eval_batch_size": 100_000,
+    "max_words": 10_000,
+}
+
+
+def build(options: Mapping[str, Any], role: str, trust: Sequence[str] = (), **parts: Any) -> Any:
+    """Instantiate plain options that came out of a checkpoint.
+
+    Args:
+        options: with `_target_`s.
+        role: `model`, `extractor`, `reader`, `data` or `decoder`; what the `_target_`s may name.
+        trust: packages whose classes are allowed as well.
+        parts: arguments that replace options of the same name.
+
+    Raises:
+        InputError: a `_target_` that is not allowed, or an interpolation, which could hide one; options that
+            the class refuses, or that only a stranger would set.
+    """
+    if not isinstance(options.get("_target_"), str):
+        raise InputError(f"the checkpoint does not name the class of its {role}, which _target_ is to do")
+    for key, value in _leaves(options):
+        if key == "_target_":
+            check_target(str(value), role, trust)
+        elif isinstance(value, str):
+            _check_text(value)
+        elif isinstance(value, (int, float)) and value > _LARGEST.get(key, math.inf):
+            raise InputError(f"the checkpoint has {key} = {value}; the most is {_LARGEST[key]}")
+        # On a device of its own a model would take memory before its shapes are compared with the weights.
+        if role == "model" and key == "device":
+            raise InputError(f"the checkpoint puts its model on the device {value}; do not trust it")
+    try:
+        return instantiate(dict(options), **parts)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
+        raise InputError(
+            f"the checkpoint's {role} can't be built as it says: {(error.__cause__ or error)!r:.300}"
+        ) from error
+
+
+def _check_text(text: str) -> None:
+    """Refuse an interpolation, and a path whose reading would never end."""
+    if "${" in text:
+        raise InputError(f"the checkpoint holds the interpolation {text}; do not trust it")
+    try:
+        mode = os.stat(text).st_mode
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(
+            f"the checkpoint names {text}, which is neither a file nor a folder; do not trust it"
+        )
+
+
+def build_data(data: Mapping[str, Any], *, trust: Sequence[str] = (), **overrides: Any) -> Any:
+    """Build the datamodule that a checkpoint describes; nothing is drawn or downloaded for it.
+
+    Args:
+        data: the metadata's `data`.
+        trust: packages whose readers are allowed as well.
+        overrides: arguments that replace options of the same name.
+    """
+    reader = build_reader(data["reader"], trust=trust)
+    plain = {key: value for key, value in data.items() if key not in ("reader", "prepare")}
+    return build({**plain, **overrides}, "data", trust, reader=reader)
+
+
+def build_reader(reader: Mapping[str, Any], *, trust: Sequence[str] = ()) -> Any:
+    """Build the reader that a checkpoint describes: a function that gives records."""
+    return build(reader, "reader", trust)
+
+
+def check_target(target: str, role: str, trust: Sequence[str] = ()) -> None:
+    """Refuse a dotted name that a checkpoint may not name in this role.
+
+    Raises:
+        InputError: names it, and how to vouch for it.
+    """
+    if not any(target == package or target.startswith(f"{package}.") for package in trust):
+        module, _, name = target.rpartition(".")
+        if not _ROLES[role](module, name):
+            raise InputError(
+                f"the checkpoint names {target} as its {role}, which captioning does not provide; if it is "
+                f"your own class, give trust=[{target.partition('.')[0]}], else do not trust the file"
+            )
+
+
+def _exported(package: str, name: str) -> Any:
+    # Only names that the package exports: nothing else is looked up, let alone imported.
+    room = importlib.import_module(package)
+    return getattr(room, name) if name in room.__all__ else None
+
+
+def _is_model_part(module: str, name: str) -> bool:
+    if module == "torch.nn" and name.isidentifier():
+        found = getattr(nn, name, None)
+    else:
+        found = _exported(module, name) if module == "captioning.models" else None
+    return isinstance(found, type) and issubclass(found, nn.Module)
+
+
+def _is_extractor(module: str, name: str) -> bool:
+    found = _exported(module, name) if module == "captioning.features" else None
+    return isinstance(found, type) and hasattr(found, "expected_provenance")
+
+
+def _is_reader(module: str, name: str) -> bool:
+    if module != "captioning.data":
+        return False
+    return _exported(module, name) in importlib.import_module(module).READERS
+
+
+def _is_data(module: str, name: str) -> bool:
+    return (module, name) == ("captioning.data", "CaptionDataModule")
+
+
+def _is_decoding_part(module: str, name: str) -> bool:
+    return module == "captioning.decoding" and callable(_exported(module, name))
+
+
+_ROLES = {
+    "decoder": _is_decoding_part,
+    "model": _is_model_part,
+    "extractor": _is_extractor,
+    "reader": _is_reader,
+    "data": _is_data,
+}
+
+
+def _leaves(options: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every value of a plain config that is no container, with the key that it stands under."""
+    if isinstance(options, Mapping):
+        for name, value in options.items():
+            yield from _leaves(value, str(name))
+    elif isinstance(options, Sequence) and not isinstance(options, str):
+        for value in options:
+            yield from _leaves(value, key)
+    else:
+        yield key, options

@@ -1,0 +1,97 @@
+"""Options that take names keep what was typed: `image=2024_01` is the folder 2024_01, not the number 202401.
+
+Hydra reads every value as YAML would and refuses characters that its grammar lacks, such as those of
+`image=Größe.jpg` and `image="photo (1).jpg"`. Values of the options listed here are quoted for it wherever it
+would read anything but the text itself.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
+from hydra.errors import HydraException
+
+from captioning.errors import InputError
+
+_NAMES = """
+    annotations checkpoint compare data_root default_root_dir dir document_frequencies features_path file
+    files image images name output output_dir path picture project references results resume root save_dir
+    save_document_frequencies scores splits start_from subdir tokens trust weights
+"""
+# Last parts of keys whose values name files, runs and the like; splits.train counts by the part before.
+NAMES = frozenset(_NAMES.split())
+# A quoted text between commas, or whatever stands between them.
+_ELEMENT = re.compile(r"""\s*(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")\s*(?=,|$)|(?:\\.|[^,])+""")
+_HYDRAS_OWN = re.compile(
+    r"(?:choice|extend_list|glob|int|float|interval|range|shuffle|sort|str|tag)\(.*\)|\{.*\}"
+)
+
+
+def keep_names(arguments: Sequence[str]) -> list[str]:
+    """Quote the names among a command's arguments for Hydra.
+
+    Args:
+        arguments: of the command line, without the command.
+
+    Returns:
+        the same arguments; of those that name something, the values Hydra would change are quoted.
+    """
+    return [_keep_name(argument) for argument in arguments]
+
+
+def refuse_numbers(options: Any) -> None:
+    """Refuse numbers where names are needed: a YAML file turns 2024_01 into one.
+
+    Raises:
+        InputError: names the option.
+    """
+    for key, value in _leaves(options):
+        if takes_names(key) and isinstance(value, int | float):
+            kind = "the value" if isinstance(value, bool) else "the number"
+            raise InputError(f"{key}: found {kind} {value}; quote it: {key}=\"'{value}'\"")
+
+
+def takes_names(key: str) -> bool:
+    """Return whether the values of an option, given by its dotted key, are names."""
+    return not NAMES.isdisjoint(key.lstrip("+").split(".")[-2:])
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for value in node:
+            yield from _leaves(value, key)
+    else:
+        yield key, node
+
+
+def _keep_name(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    # An interpolation is Hydra's to resolve, as are sweeps such as choice(a,b).
+    if not equals or argument.startswith(("-", "~")) or not takes_names(key) or "${" in value:
+        return argument
+    text = value.strip()
+    if _HYDRAS_OWN.fullmatch(text):
+        return argument
+    is_list = text.startswith("[") and text.endswith("]")
+    elements = [match[0] for match in _ELEMENT.finditer(text[1:-1] if is_list else text)]
+    if len(elements) > 1 and any(set("[]{}") & set(element) for element in elements):
+        return argument  # lists of lists, or a sweep over lists
+    quoted = ",".join(map(_quote, elements))
+    return f"{key}=[{quoted}]" if is_list else f"{key}={quoted}"
+
+
+def _quote(text: str) -> str:
+    """Quote a name unless Hydra reads it as the text that it is."""
+    with suppress(HydraException):
+        value = OverridesParser.create().parse_override(f"name={text}").value()
+        if value is None or isinstance(value, str | QuotedString):
+            return text
+    # A backslash is one, except before a quotation mark and at the end.
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text.strip())
+    return f"'{escaped}'"

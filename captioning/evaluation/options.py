@@ -1,0 +1,38 @@
+"""Which options of an evaluation go together, checked before any work is done."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from captioning.errors import InputError
+from captioning.evaluation.scoring import check_metrics
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of `conf/evaluate.yaml`, as plain values, that do not go together.
+
+    Raises:
+        InputError: names them and the remedy.
+    """
+    results, compare = options["results"], options["compare"]
+    if results and compare:
+        raise InputError("results= scores one file and compare= two; give one of them")
+    if not (results or compare or options["checkpoint"]):
+        raise InputError("nothing to evaluate: give checkpoint=…, results=a.json or compare=[a.json,b.json]")
+    pair = [] if isinstance(compare, str) else list(compare or [])
+    if compare and (len(pair) != 2 or not all(pair)):
+        raise InputError(f"compare={compare} must be a list of two files: compare=[a.json,b.json]")
+    if options["references"] and not (results or compare):
+        raise InputError(
+            "references= goes with results= or compare=; a checkpoint brings its own, or give data="
+        )
+    metrics = options["metrics"]
+    metrics = [metrics] if isinstance(metrics, str) else list(metrics or [])
+    check_metrics(metrics)
+    for name in ("page_images", "resamples"):
+        if type(options[name]) is not int or options[name] < 1:
+            raise InputError(f"{name}={options[name]} must be a whole number from 1")
+    # BLEU is four metrics on the page; the others come up four times here, which does no harm.
+    names = [f"bleu_{n}" if metric == "bleu" else metric for metric in metrics for n in range(1, 5)]
+    if compare and options["page_metric"] not in names:
+        choice = ", ".join(dict.fromkeys(names))
+        raise InputError(f"page_metric={options['page_metric']} is not scored here; it is one of {choice}")

@@ -1,0 +1,109 @@
+"""Write a captioner as one file: `python -m captioning.export checkpoint=runs/… output=dog.captioner`.
+
+The file holds the model, its words, a decoding and the backbone's weights, in half precision, and a card for
+whoever gets it. All commands take it as `checkpoint=`.
+"""
+
+from captioning.cli import command, quick_help
+
+quick_help(__name__, "export")  # before the imports that take seconds
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from captioning import __version__, checkpoint, portable
+from captioning.errors import InputError
+from captioning.features import check_provenance
+from captioning.files import CONF
+from captioning.predictor import decoder
+from captioning.vocabulary import Vocabulary, printable
+
+
+@command("export")
+def main(config: DictConfig) -> None:
+    options: Any = OmegaConf.to_container(config, resolve=True)
+    output = Path(options["output"])
+    if output.suffix != portable.SUFFIX:
+        raise InputError(f"output={output} must end in {portable.SUFFIX}, such as dog{portable.SUFFIX}")
+    if not isinstance(options["checkpoint"], str):
+        raise InputError(
+            f"checkpoint={options['checkpoint']} must be one; an ensemble does not fit in a file"
+        )
+    path = checkpoint.locate(options["checkpoint"], first=checkpoint.BEST)
+    content = checkpoint.read(path)
+    metadata = content["captioning"]
+    decoder(options["decoding"], Vocabulary(metadata["words"]))  # refuses words that the model lacks
+    trust, scores = (as_list(options[name]) for name in ("trust", "scores"))
+    extractor = portable.build_extractor(metadata, weights=options["weights"], trust=trust)
+    known = {key: value for key, value in extractor.provenance.items() if key in metadata["provenance"]}
+    check_provenance(path, metadata["provenance"], known)
+    card = {key: value for key, value in options["card"].items() if value is not None}
+    if scores:
+        card["scores"] = [read_scores(Path(name)) for name in scores]
+    # A portable file that is written again keeps what is not given anew.
+    card = {"version": __version__, "commit": commit(), **metadata.get("card", {}), **card}
+    portable.write(output, content, extractor, decoding=options["decoding"], card=card, trust=trust)
+    for line in card_lines(card):
+        print(printable(line))
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def as_list(value: Any) -> list[Any]:
+    """Convert an option that is one value or a list of them to a list."""
+    return value if isinstance(value, list) else [value]
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """Read what a card quotes of the `scores.json` that `captioning evaluate` writes.
+
+    Raises:
+        InputError: no such file, or another one.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        [system] = content["systems"]
+        return {
+            "data": content["references"],
+            "split": content["options"]["split"],
+            "images": content["num_images"],
+            "decoding": content["decoding"],
+            "scores": {metric: dict(found) for metric, found in system["scores"].items()},
+            "commit": commit(),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is no scores.json of one model ({type(error).__name__}: {error}); give a file that "
+            "captioning evaluate checkpoint=… has written"
+        ) from error
+
+
+def commit() -> str | None:
+    """Return the commit of the checkout that runs, `-dirty` where files have changed; None without one."""
+    # An installed package may lie inside the repository of another project.
+    if not (CONF.parent / ".git").exists():
+        return None
+    line = ["git", "-C", str(CONF.parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def card_lines(card: Mapping[str, Any]) -> Iterator[str]:
+    """Write a card as lines of text, whatever it holds."""
+    for key, value in card.items():
+        if key == "scores" and isinstance(value, list):
+            for score in value:
+                yield f"{key}: {json.dumps(score, ensure_ascii=False, default=str)}"
+        elif value:
+            yield f"{key}: {value}"
+
+
+if __name__ == "__main__":
+    main()
