@@ -1,7 +1,8 @@
 """The whole system in a few minutes: `python -m captioning.demo` (or `make demo`), with no download.
 
-Draws the toy scenes, extracts features, trains, captions held-out scenes (drawn with a seed of their own),
-lets the checker decide which captions are true, and writes attention pictures.
+Captions the photographs that come with the package, then draws the toy scenes, extracts features, trains,
+captions held-out scenes (drawn with a seed of their own), lets the checker decide which captions are true,
+and writes attention pictures.
 """
 
 from captioning.cli import command, quick_help
@@ -17,10 +18,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from captioning import checkpoint, portable
 from captioning.cli.progress import extraction_progress
 from captioning.data.toy import Scene, is_true, named_shapes, read_scenes
-from captioning.evaluation import attention_figure, close, save
-from captioning.features import read_image
+from captioning.evaluation import close, save
+from captioning.files import PHOTOGRAPHS
 from captioning.predictor import Caption, load
 from captioning.training import assemble
 from captioning.training.assembly import plain
@@ -35,31 +37,36 @@ def main(config: DictConfig) -> None:
     """Train on the toy scenes, then caption and check held-out ones."""
     started = time.perf_counter()
     folder = Path(config.output_dir)
+    caption_photographs(folder / "pictures")
     assemble(config, progress=extraction_progress).fit()
     # The last epoch, where the learning rate has come down; "best" goes by CIDEr-D, which is not truth.
-    captioner = load(folder / "checkpoints" / "last.ckpt", decoding=plain(config.decoding))
+    captioner = load(folder / "checkpoints" / checkpoint.LAST, decoding=plain(config.decoding))
     records = [record for record in instantiate(config.data.reader)() if record.split == "test"]
     captions = captioner([record.path for record in records], batch_size=50)
     scenes = read_scenes(Path(config.data.reader.root) / "captions_test.json")
     report([(scenes[record.image_id], caption) for record, caption in zip(records, captions, strict=True)])
     for record, caption in zip(records[:NUM_PICTURES], captions, strict=False):
-        save_picture(record.path, caption, folder / "pictures" / f"{record.path.stem}.png")
+        save_picture(caption, folder / "pictures" / f"{record.path.stem}.png")
     log.info("attention pictures in %s", folder / "pictures")
     log.info("all of it took %.0f s", time.perf_counter() - started)
     log.info("caption your own picture: python -m captioning.caption checkpoint=%s image=...", folder)
 
 
-def save_picture(path: Path, caption: Caption, target: Path) -> None:
-    """Write the attention picture of one scene."""
-    assert caption.attention is not None
-    figure = attention_figure(
-        read_image(path),
-        caption.words,
-        caption.attention,
-        grid=caption.grid,
-        image_size=caption.image_size,
-        title=caption.text,
-    )
+def caption_photographs(folder: Path) -> None:
+    """Caption the photographs that come with the package, where a captioner comes with it too."""
+    if not portable.BUNDLED.is_file():
+        log.info("no captioner comes with this installation; the photographs are left out")
+        return
+    captioner = load()
+    for path in sorted(PHOTOGRAPHS.glob("*.jpg")):
+        caption = captioner(path)
+        log.info("%s: %s", path.name, caption.text)
+        save_picture(caption, folder / f"{path.stem}.png")
+
+
+def save_picture(caption: Caption, target: Path) -> None:
+    """Write the attention picture of one caption."""
+    figure = caption.show()
     save(figure, target)
     close(figure)
 

@@ -20,6 +20,7 @@ def _config_folder() -> Path:
 
 
 CONF = _config_folder()  # at the top of a checkout, inside the package once it is installed
+PHOTOGRAPHS = Path(__file__).with_name("photographs")  # that ship with the package; see its SOURCES.txt
 PARTIAL = ".partial"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 

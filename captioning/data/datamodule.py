@@ -41,6 +41,7 @@ class CaptionDataModule(LightningDataModule):
         bucket_pool: batches among which captions are sorted by length; 1 for plain shuffling.
         train_on: `captions`, or `images` for self-critical training (each image once an epoch).
         prepare: makes the data set where it does not exist; called once per machine by `prepare_data`.
+        check: compare features with their checksums when they are first read.
         provenance: what the features must be made with, see `check_provenance`.
         words: the vocabulary of a checkpoint to start from; built from the captions when None.
         feature_splits: splits whose features must be in the cache.
@@ -63,6 +64,7 @@ class CaptionDataModule(LightningDataModule):
         vocabulary_splits: Sequence[str] = ("train",),
         train_on: str = "captions",
         prepare: Callable[[], None] | None = None,
+        check: bool = True,
         provenance: Mapping[str, Any] | None = None,
         words: Sequence[str] | None = None,
         feature_splits: Sequence[str] = ("train", "val"),
@@ -83,7 +85,7 @@ class CaptionDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.bucket_pool = seed, bucket_pool
         self.vocabulary_splits, self.train_on = tuple(vocabulary_splits), train_on
-        self.prepare, self.provenance = prepare, provenance or {}
+        self.prepare, self.check, self.provenance = prepare, check, provenance or {}
         self.feature_splits = tuple(feature_splits)
         self.vocabulary: Vocabulary | None = Vocabulary(words) if words is not None else None
         self.records: dict[str, list[Annotated]] = {}
@@ -99,8 +101,8 @@ class CaptionDataModule(LightningDataModule):
         """Read annotations, log what they hold, build the vocabulary, open the cache.
 
         Raises:
-            InputError: an image has no features, they were made otherwise, a split is missing, or an id means
-                two pictures.
+            InputError: an image has no features, they were made otherwise or of another picture, a split is
+                missing, or an id means two pictures.
         """
         if self.records:
             return
@@ -115,7 +117,7 @@ class CaptionDataModule(LightningDataModule):
                 size=self.vocabulary_size,
                 min_count=self.min_count,
             )
-        self.cache = FeatureCache(self.features_path)
+        self.cache = FeatureCache(self.features_path, check=self.check)
         check_provenance(self.features_path, self.cache.provenance, self.provenance)
         for split in self.feature_splits:
             self._check_features(split)
@@ -235,3 +237,4 @@ class CaptionDataModule(LightningDataModule):
                 ),
             )
         self.records[split] = [record for record in records if record.image_id not in unreadable]
+        self.cache.check_pictures({record.image_id: record.path for record in self.records[split]})

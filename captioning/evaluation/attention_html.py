@@ -93,12 +93,12 @@ def _button(word: str, weights: np.ndarray, heat: np.ndarray) -> str:
     shade = Image.fromarray(np.stack([np.zeros_like(opacity), opacity], -1).astype(np.uint8))  # black, alpha
     # Safari gives a clicked button the focus only if it has a tabindex.
     return (
-        f'<button type="button" tabindex="0" aria-label="{word}: {_place(weights, heat)}">{word}'
+        f'<button type="button" tabindex="0" aria-label="{word}: {place(weights, heat)}">{word}'
         f'<i style="background-image:url({_data_url(shade, "PNG")})"></i></button>'
     )
 
 
-def _place(weights: np.ndarray, heat: np.ndarray) -> str:
+def place(weights: np.ndarray, heat: np.ndarray) -> str:
     """Say in words where the attention is, for those who do not see it."""
     if weights.max() < _DIFFUSE * weights.mean():
         return "looked at the whole picture"

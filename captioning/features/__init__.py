@@ -1,9 +1,10 @@
 """Images to numbers: frozen networks, the HDF5 cache of their features, and how it is filled."""
 
 from captioning.features.backbone import Backbone
+from captioning.features.batches import Extractor
 from captioning.features.bottom_up import BottomUpFiles
-from captioning.features.cache import FeatureCache, check_provenance, verify
-from captioning.features.extraction import Extractor, Report, extract, extract_missing
+from captioning.features.cache import FeatureCache, check_provenance
+from captioning.features.extraction import Report, extract, extract_missing
 from captioning.features.frozen import FrozenExtractor
 from captioning.features.image_paths import find_images
 from captioning.features.image_sources import ImageSource, is_one_image, reread, to_image
@@ -11,6 +12,7 @@ from captioning.features.images import read_image
 from captioning.features.region_detector import RegionDetector
 from captioning.features.region_features import RegionFeatures
 from captioning.features.timm_backbone import TimmBackbone
+from captioning.features.verification import verify
 from captioning.features.writer import CacheWriter
 
 __all__ = [

@@ -1,26 +1,13 @@
-"""The HDF5 file that holds the features of every image; no finished row is lost when its writer is killed.
+"""Reading the HDF5 file of features by image id (its structure: see `layout`).
 
-Layout (B: the rows of the file, one per image):
-
-    features  (B, R, D) float16   one row is one uncompressed chunk, so that a row is one read
-    image_id  (B,)      text      the table by which rows are found
-    rows      (B,)      records   status (0 to do, 1 written, 2 unreadable image), real regions, CRC-32
-    size      (B,)      int64     bytes of the image file, 0 where unknown
-    boxes     (B, R, 4) float32   detector regions only: x1 y1 x2 y2 as fractions of width and height
-    scores    (B, R)    float32   detector regions only: the detector's confidence, 0 to 1
-    attribute `provenance`        JSON: how the features were made (architecture, weights, grid, ...)
-    attribute `layout`            1
-
-How it survives a kill: all HDF5 structures are written once, synced and renamed into place before the first
-row. From then on, rows are written directly to their known byte offsets without HDF5, and a row's record
-follows only when its data is on disk. So the file is valid HDF5 at every moment, and a row is either whole
-or still to do.
+A row is compared with its checksum when it is first read in a process, so that damage ends a run with the
+name of the image instead of a wrong result.
 """
 
 import json
+import logging
 import os
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +15,11 @@ import h5py
 import numpy as np
 
 from captioning.errors import InputError
+from captioning.features.layout import UNREADABLE, WRITTEN, checksums, crc, decode, open_cache
+from captioning.features.pictures import Pictures, Recorded
+from captioning.vocabulary import printable
 
-LAYOUT = 1
-TO_DO, WRITTEN, UNREADABLE = 0, 1, 2
-RECORD = np.dtype([("status", "<u1"), ("count", "<u2"), ("checksum", "<u4")])
+log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -41,14 +29,6 @@ class Row(NamedTuple):
     num_regions: int
     boxes: np.ndarray | None = None
     scores: np.ndarray | None = None
-
-    def checksum(self) -> int:
-        """Return the CRC-32 of features, boxes and scores."""
-        checksum = zlib.crc32(np.ascontiguousarray(self.features).view(np.uint8).reshape(-1).data)
-        for part in (self.boxes, self.scores):
-            if part is not None:
-                checksum = zlib.crc32(np.ascontiguousarray(part).view(np.uint8).reshape(-1).data, checksum)
-        return checksum
 
 
 def check_provenance(path: str | Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
@@ -75,18 +55,24 @@ def check_provenance(path: str | Path, found: Mapping[str, Any], expected: Mappi
 class FeatureCache:
     """Reads rows by image id; every process opens its own handle, so loader workers can share the object.
 
+    Args:
+        path: the HDF5 file.
+        check: compare each row with its checksum when it is first read.
+
     Attributes:
         shape: (R, D).
         grid: rows and columns of the regions, (H, W); None where regions are boxes.
         provenance: how the features were made.
         unreadable: ids of images whose files could not be read.
+        made_of_pictures: whether the pictures are known, and not published files of features.
+        num_damaged: records that do not match their checksum, whose images are unknown.
         varies_in_count: whether some image has fewer than R regions.
 
     Raises:
-        InputError: there is no such file or it is not a feature cache.
+        InputError: there is no such file, it is not a feature cache, or `check` finds damaged records.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, check: bool = True) -> None:
         self.path = Path(path)
         with open_cache(self.path) as file:
             self.shape: tuple[int, int] = file["features"].shape[1:]
@@ -94,13 +80,18 @@ class FeatureCache:
             grid = self.provenance.get("grid")
             self.grid: tuple[int, int] | None = (grid[0], grid[1]) if grid else None
             self.has_boxes = "boxes" in file
-            ids = [image_id.decode() for image_id in file["image_id"][:]]
             self._records = file["rows"][:]
-        self._index = {key: row for row, key in enumerate(ids) if self._records["status"][row] == WRITTEN}
-        self.unreadable = [key for row, key in enumerate(ids) if self._records["status"][row] == UNREADABLE]
+        self._intact = checksums(self._records) == self._records["checksum"]
+        self.num_damaged = int((~self._intact).sum())
+        if check and self.num_damaged:
+            raise _damaged(self.path, f"{self.num_damaged} of its {len(self._records)} records are damaged")
+        self._index = self._rows_of(WRITTEN)
+        self.unreadable = list(self._rows_of(UNREADABLE))
+        self.made_of_pictures = bool((self._records["path"] != b"").any())
         self.varies_in_count = bool(
             (self._records["count"][list(self._index.values())] < self.shape[0]).any()
         )
+        self._unchecked, self._check_boxes = np.full(len(self._records), check), check
         self._file: h5py.File | None = None
         self._process = -1
 
@@ -123,13 +114,22 @@ class FeatureCache:
 
         Returns:
             (B, R, D) float16; rows of images with fewer regions end in zeros, see `counts`.
+
+        Raises:
+            InputError: an image has no features, or a row is damaged.
         """
         # `dataset[list]` walks the whole selection for every row: a hundred times slower than this loop.
         dataset = self._opened()["features"].id
         features = np.empty((len(image_ids), *self.shape), dtype=np.float16)
-        rows = features.view(np.uint8).reshape(len(image_ids), -1)
+        content = features.view(np.uint8).reshape(len(image_ids), -1)
         for position, image_id in enumerate(image_ids):
-            dataset.read_direct_chunk((self._row(image_id), 0, 0), out=rows[position])
+            row = self._row(image_id)
+            try:
+                dataset.read_direct_chunk((row, 0, 0), out=content[position])
+            except OSError as error:
+                raise _damaged(self.path, f"the row of image {printable(image_id)}: {error}") from error
+            if self._unchecked[row]:
+                self._check(row, features[position], image_id)
         return features
 
     def counts(self, image_ids: Sequence[str]) -> np.ndarray:
@@ -137,12 +137,61 @@ class FeatureCache:
         return self._records["count"][[self._row(image_id) for image_id in image_ids]].astype(np.int64)
 
     def boxes(self, image_id: str) -> np.ndarray:
-        """Read the boxes of one image: (R, 4), x1 y1 x2 y2 as fractions of width and height."""
-        return self._opened()["boxes"][self._row(image_id)]
+        """Read the boxes of one image: (R, 4), x1 y1 x2 y2 as fractions of width and height.
+
+        Raises:
+            InputError: the image has no features, or its row is damaged.
+        """
+        return self._regions(image_id)[0]
 
     def scores(self, image_id: str) -> np.ndarray:
-        """Read the detector's confidences for one image: (R,), 0 to 1."""
-        return self._opened()["scores"][self._row(image_id)]
+        """Read the detector's confidences for one image: (R,), 0 to 1.
+
+        Raises:
+            InputError: the image has no features, or its row is damaged.
+        """
+        return self._regions(image_id)[1]
+
+    def check_pictures(self, paths: Mapping[str, Path]) -> None:
+        """Refuse features of other pictures than these; where a picture is absent, its features count.
+
+        Args:
+            paths: of pictures by image id.
+
+        Raises:
+            InputError: some have changed since their extraction, or are others of the same names.
+        """
+        pictures = Pictures(paths)
+        recorded = self.recorded(paths)
+        found = pictures.compare(recorded)
+        if changed := pictures.refuse_others(self.path, recorded, found):
+            raise InputError(
+                f"{printable(self.path)}: {len(changed)} pictures have changed since their features were "
+                f"made, first {printable(pictures.places[changed[0]])}; run python -m captioning.extract "
+                "with the same options to make them again"
+            )
+        if found.absent:
+            first = found.absent[0]
+            log.warning(
+                "%s: %d pictures are not there, first %s; their features, made of %s, are used",
+                *(self.path, len(found.absent), printable(pictures.places[first])),
+                printable(recorded[first].path),
+            )
+
+    def recorded(self, image_ids: Container[str]) -> dict[str, Recorded]:
+        """Return of which picture each of these images' rows was made, where that is known."""
+        columns = (self._records[name].tolist() for name in ("path", "size", "time", "digest"))
+        paths, *fingerprints = columns
+        return {
+            image_id: Recorded(decode(paths[row]), *(column[row] for column in fingerprints))
+            for image_id, row in self._index.items()
+            if image_id in image_ids and paths[row]
+        }
+
+    def _rows_of(self, status: int) -> dict[str, int]:
+        ids = self._records["image_id"].tolist()
+        rows = np.flatnonzero(self._intact & (self._records["status"] == status))
+        return {decode(ids[row]): row for row in rows.tolist() if ids[row]}
 
     def _row(self, image_id: str) -> int:
         try:
@@ -153,6 +202,18 @@ class FeatureCache:
                 "with the same experiment=... or data=... features=... options to add it"
             ) from None
 
+    def _check(self, row: int, features: np.ndarray, image_id: str) -> None:
+        if crc(features) != self._records["features"][row]:
+            raise _damaged(self.path, f"the row of image {printable(image_id)} {_describe(features)}")
+        self._unchecked[row] = False
+
+    def _regions(self, image_id: str) -> tuple[np.ndarray, np.ndarray]:
+        row, file = self._row(image_id), self._opened()
+        boxes, scores = file["boxes"][row], file["scores"][row]
+        if self._check_boxes and crc(boxes, scores) != self._records["boxes"][row]:
+            raise _damaged(self.path, f"the boxes of image {printable(image_id)} differ from their checksum")
+        return boxes, scores
+
     def _opened(self) -> h5py.File:
         # HDF5 handles do not survive a fork.
         if self._file is None or self._process != os.getpid():
@@ -160,66 +221,12 @@ class FeatureCache:
         return self._file
 
 
-class Findings(NamedTuple):
-    """Image ids by the state of their rows; `corrupt` has the problem as well."""
-
-    good: list[str]
-    to_do: list[str]
-    unreadable: list[str]
-    corrupt: list[tuple[str, str]]
+def _describe(features: np.ndarray) -> str:
+    return "differs from its checksum" if np.isfinite(features).all() else "holds NaN or Inf"
 
 
-def verify(path: str | Path) -> Findings:
-    """Reread every row and check it for a wrong checksum, NaN, Inf and rows of only zeros.
-
-    Raises:
-        InputError: there is no such file or it is not a feature cache.
-    """
-    findings = Findings([], [], [], [])
-    with open_cache(Path(path)) as file:
-        for index, (key, record) in enumerate(zip(file["image_id"][:], file["rows"][:], strict=True)):
-            image_id = key.decode()
-            if record["status"] != WRITTEN:
-                (findings.unreadable if record["status"] == UNREADABLE else findings.to_do).append(image_id)
-                continue
-            extras = [file[name][index] if name in file else None for name in ("boxes", "scores")]
-            problem = _problem(
-                Row(file["features"][index], int(record["count"]), *extras), record["checksum"]
-            )
-            if problem:
-                findings.corrupt.append((image_id, problem))
-            else:
-                findings.good.append(image_id)
-    return findings
-
-
-def _problem(row: Row, checksum: int) -> str:
-    if not np.isfinite(row.features).all():
-        return "NaN or Inf"
-    if row.checksum() != checksum:
-        return "checksum differs"
-    if not row.features.any():
-        return "all zero"
-    return ""
-
-
-def open_cache(path: Path) -> h5py.File:
-    """Open the file for reading.
-
-    Raises:
-        InputError: there is no such file, or it is something else.
-    """
-    if not path.exists():
-        raise InputError(
-            f"there is no feature file {path}; make it with python -m captioning.extract and the same "
-            "experiment=... or data=... features=... options"
-        )
-    try:
-        file = h5py.File(path, "r", locking=False)
-        if file.attrs.get("layout") != LAYOUT:
-            raise KeyError(f"layout {file.attrs.get('layout')}, needed {LAYOUT}")
-        return file
-    except (OSError, KeyError) as error:
-        raise InputError(
-            f"{path} is not a feature cache of this project ({error}); extract it again"
-        ) from error
+def _damaged(path: Path, problem: str) -> InputError:
+    return InputError(
+        f"{printable(path)} is damaged: {problem}; run python -m captioning.extract with the same options "
+        "and repair=true"
+    )

@@ -1,49 +1,26 @@
-"""Fills the feature cache from a network that processes every image, or from published files of features.
-
-Networks get rows in batches that start at multiples of the batch size, even where some rows exist already.
-A resumed run therefore has each image in the same batch as an uninterrupted one, and rounding gives the
-same bits.
-"""
+"""Fills the feature cache from a network that processes every image, or from published files of features."""
 
 import logging
+import os
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
-
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from typing import Any, NamedTuple
 
 from captioning.errors import InputError
-from captioning.features.cache import FeatureCache, Row, verify
-from captioning.features.frozen import FrozenExtractor
+from captioning.features.batches import Batch, Extractor, RowFiles, batches_to_store, store
+from captioning.features.cache import FeatureCache, check_provenance
 from captioning.features.images import read_image
-from captioning.features.region_features import RegionFeatures
-from captioning.features.writer import CacheWriter
+from captioning.features.pictures import Pictures
+from captioning.features.verification import verify
+from captioning.features.writer import CacheWriter, remove_leftover
+from captioning.vocabulary import printable
 
 log = logging.getLogger(__name__)
 
 
-@runtime_checkable
-class RowFiles(Protocol):
-    """Files of features that somebody else made, such as `BottomUpFiles`."""
-
-    provenance: dict[str, Any]
-    has_boxes: bool
-    num_regions: int
-    feature_dim: int
-    missing_weights: list[str]
-
-    def read_rows(self, wanted: Container[str]) -> Iterator[tuple[str, Row]]:
-        """Read the rows of the wanted images, by id without suffix; `wanted` may change between two rows."""
-
-
-Extractor = FrozenExtractor | RowFiles
-Batch = tuple[list[int], list[Row | str]]  # row numbers, and for each its content or why there is none
+_MAX_SHOWN = 20  # unreadable images that the log names
 
 
 class Report(NamedTuple):
@@ -60,16 +37,17 @@ class Report(NamedTuple):
         rate = self.done_now / max(self.seconds, 1e-9)
         log.info(
             "%s: %d images, %d were there already, %d extracted in %.0f s (%.1f per second)",
-            path,
-            self.total,
-            self.done_before,
-            self.done_now,
-            self.seconds,
-            rate,
+            *(path, self.total, self.done_before, self.done_now, self.seconds, rate),
         )
         if self.unreadable:
-            listed = "\n".join(f"  {image_id}: {message}" for image_id, message in self.unreadable)
-            log.warning("%d images could not be read and are left out:\n%s", len(self.unreadable), listed)
+            shown = self.unreadable[:_MAX_SHOWN]
+            lines = [f"  {printable(image_id)}: {message}" for image_id, message in shown]
+            if (more := len(self.unreadable) - len(shown)) > 0:
+                lines.append(f"  and {more} more")
+            log.warning(
+                "%d images could not be read and are left out; they are tried again each time:\n%s",
+                *(len(self.unreadable), "\n".join(lines)),
+            )
 
 
 def extract_missing(
@@ -84,21 +62,26 @@ def extract_missing(
         **options: of `extract`.
 
     Returns:
-        None where the cache has every image. Images that were found to be unreadable are not tried again.
+        None where the cache has every image. Images that could not be read are tried again each time, and
+        those that still cannot be are reported.
 
     Raises:
         InputError: see `extract`.
     """
-    if Path(path).exists():
-        cache = FeatureCache(path)
-        if images.keys() <= {*cache.image_ids, *cache.unreadable}:
-            return None
-    return extract(build_extractor(), images, path, **options)
+    started = time.perf_counter()
+    pictures = Pictures(images)
+    unreadable = _only_unreadable(Path(path), pictures)
+    if unreadable is None:
+        return extract(build_extractor(), pictures, path, **options)
+    if not unreadable:
+        return None
+    there, seconds = len(images) - len(unreadable), time.perf_counter() - started
+    return Report(len(images), there, 0, unreadable, seconds)
 
 
 def extract(
     extractor: Extractor,
-    images: Mapping[str, Path],
+    images: Mapping[str, Path] | Pictures,
     path: str | Path,
     *,
     batch_size: int,
@@ -122,131 +105,102 @@ def extract(
     Raises:
         InputError: no images, or see `CacheWriter`.
     """
-    if not images:
+    pictures = images if isinstance(images, Pictures) else Pictures(images)
+    count, started = len(pictures.paths), time.perf_counter()
+    if not count:
         raise InputError("there is no image to extract features of; check the data=... options")
-    started = time.perf_counter()
     if extractor.missing_weights:
         log.info("unused layers that the weights file lacks: %s", ", ".join(extractor.missing_weights))
-    with _open_writer(extractor, images, path, autocast) as writer:
+    provenance = dict(extractor.provenance)
+    if not isinstance(extractor, RowFiles):
+        provenance["precision"] = "bfloat16" if autocast else "float32"
+    if not repair and _is_complete(Path(path), pictures, provenance):
+        return Report(count, count, 0, [], time.perf_counter() - started)
+    with _open_writer(extractor, pictures, path, provenance) as writer:
         if repair:
             writer.forget([image_id for image_id, _ in verify(writer.target).corrupt])
-        done_before = len(images) - len(writer.to_do)
-        if isinstance(extractor, RowFiles):
-            batches, total = _read_files(extractor, writer, batch_size), len(writer.to_do)
-        else:
-            row_batches = _row_batches(writer.to_do, len(writer.image_ids), batch_size)
-            paths = [images.get(image_id, Path()) for image_id in writer.image_ids]
-            loader = _loader(paths, extractor, row_batches, num_workers)
-            batches, total = _run_network(extractor, loader, autocast), sum(map(len, row_batches))
-        unreadable = [
-            failure
-            for rows, contents in progress(batches, total)
-            for failure in _store(writer, rows, contents)
-        ]
+        done_before = count - len(writer.to_do)
+        batches, total = batches_to_store(extractor, pictures, writer, batch_size, num_workers, autocast)
+        unreadable = [failure for batch in progress(batches, total) for failure in store(writer, batch)]
         writer.finish()
-    done_now = len(images) - len(unreadable) - done_before
-    return Report(len(images), done_before, done_now, unreadable, time.perf_counter() - started)
+    done_now = count - len(unreadable) - done_before
+    return Report(count, done_before, done_now, unreadable, time.perf_counter() - started)
+
+
+def _only_unreadable(path: Path, pictures: Pictures) -> list[tuple[str, str]] | None:
+    """Return the images that the cache lacks, if none of them can be read; None if there is work to do."""
+    remove_leftover(path)
+    if not path.exists():
+        return None
+    cache = FeatureCache(path, check=False)
+    missing = [image_id for image_id in pictures.paths if image_id not in cache]
+    if cache.num_damaged or not {*missing} <= {*cache.unreadable} or not _is_current(cache, pictures):
+        return None
+    failures = []
+    for image_id in missing:
+        message = "none of the files has this image"
+        if cache.made_of_pictures:
+            try:
+                read_image(pictures.paths[image_id])
+                return None
+            except InputError as error:
+                message = str(error)
+        failures.append((image_id, message))
+    return failures
+
+
+def _is_complete(path: Path, pictures: Pictures, provenance: Mapping[str, Any]) -> bool:
+    """Whether there is nothing to write, so that the cache may be on a disk that can't be written."""
+    remove_leftover(path)
+    if not path.exists():
+        return False
+    cache = FeatureCache(path, check=False)
+    if cache.num_damaged or not all(image_id in cache for image_id in pictures.paths):
+        return False
+    check_provenance(printable(path), cache.provenance, provenance)
+    return _is_current(cache, pictures)
+
+
+def _is_current(cache: FeatureCache, pictures: Pictures) -> bool:
+    """Whether no picture has changed; where they lie now is recorded, if the cache can be written."""
+    recorded = cache.recorded(pictures.paths)
+    found = pictures.compare(recorded)
+    if pictures.refuse_others(cache.path, recorded, found):
+        return False
+    if found.same_content and os.access(cache.path, os.W_OK):
+        present = [image_id for image_id in pictures.paths if image_id in cache]
+        with (
+            suppress(InputError),  # another process is writing
+            CacheWriter(
+                cache.path,
+                present,
+                cache.shape,
+                cache.provenance,
+                with_boxes=cache.has_boxes,
+                pictures=pictures,
+            ) as writer,
+        ):
+            writer.finish()
+    return True
 
 
 def _open_writer(
-    extractor: Extractor, images: Mapping[str, Path], path: str | Path, autocast: bool
+    extractor: Extractor, pictures: Pictures, path: str | Path, provenance: Mapping[str, Any]
 ) -> CacheWriter:
-    provenance, sizes = dict(extractor.provenance), None
-    if not isinstance(extractor, RowFiles):
-        provenance["precision"] = "bfloat16" if autocast else "float32"
-        sizes = [_file_size(image) for image in images.values()]
-    shape = (extractor.num_regions, extractor.feature_dim)
-    writer = CacheWriter(path, list(images), shape, provenance, with_boxes=extractor.has_boxes, sizes=sizes)
+    writer = CacheWriter(
+        path,
+        list(pictures.paths),
+        (extractor.num_regions, extractor.feature_dim),
+        provenance,
+        with_boxes=extractor.has_boxes,
+        pictures=None if isinstance(extractor, RowFiles) else pictures,
+    )
     if changed := writer.changed:
         message = "%d images have changed since their extraction, first %s; they are extracted again"
-        log.warning(message, len(changed), changed[0])
+        log.warning(message, len(changed), printable(changed[0]))
+    if writer.num_damaged:
+        message = (
+            "%s: %d records were damaged; their images are extracted again, if they are of this data set"
+        )
+        log.warning(message, writer.target, writer.num_damaged)
     return writer
-
-
-def _file_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:  # `read_image` reports what is wrong
-        return 0
-
-
-class _ImageFiles(Dataset[tuple[int, Tensor | str]]):
-    """Decodes images in loader workers; one that cannot be read becomes its error message."""
-
-    def __init__(self, paths: list[Path], transform: Callable[[Image.Image], Tensor]) -> None:
-        self.paths, self.transform = paths, transform
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, row: int) -> tuple[int, Tensor | str]:
-        try:
-            return row, self.transform(read_image(self.paths[row]))
-        except InputError as error:
-            return row, str(error)
-
-
-def _row_batches(to_do: np.ndarray, total: int, batch_size: int) -> list[range]:
-    """List the batches of rows, starting at multiples of the batch size, that contain a row still to do."""
-    starts = sorted({int(row) // batch_size * batch_size for row in to_do})
-    return [range(start, min(start + batch_size, total)) for start in starts]
-
-
-def _loader(
-    paths: list[Path], extractor: FrozenExtractor, row_batches: list[range], num_workers: int
-) -> Iterable[tuple[list[int], Tensor, dict[int, str]]]:
-    dataset = _ImageFiles(paths, extractor.transform)
-    rows = [list(batch) for batch in row_batches]
-    return DataLoader(dataset, batch_sampler=rows, num_workers=num_workers, collate_fn=_collate)
-
-
-def _collate(items: list[tuple[int, Tensor | str]]) -> tuple[list[int], Tensor, dict[int, str]]:
-    errors = {row: item for row, item in items if isinstance(item, str)}
-    readable = [item for _, item in items if isinstance(item, Tensor)]
-    black = torch.zeros_like(readable[0]) if readable else torch.zeros(0)
-    # A black image takes the place of an unreadable one, so that the rest of its batch is computed as always.
-    images = [item if isinstance(item, Tensor) else black for _, item in items]
-    return [row for row, _ in items], torch.stack(images), errors
-
-
-def _run_network(
-    extractor: FrozenExtractor, loader: Iterable[tuple[list[int], Tensor, dict[int, str]]], autocast: bool
-) -> Iterator[Batch]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    extractor = extractor.to(device)
-    for rows, images, errors in loader:
-        contents: list[Row | str] = [errors.get(row, "") for row in rows]
-        if len(errors) < len(rows):
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                made = RegionFeatures.of(extractor(images.to(device))).rows()
-            contents = [errors.get(row, content) for row, content in zip(rows, made, strict=True)]
-        yield rows, contents
-
-
-def _read_files(files: RowFiles, writer: CacheWriter, batch_size: int) -> Iterator[Batch]:
-    """Read what is to do from published files; images they lack come last, with an error message."""
-    # Published files name images by number, some of our readers by file name.
-    waiting = {Path(writer.image_ids[row]).stem: int(row) for row in writer.to_do}
-    # Rows leave `waiting` while the files are read, so that the first of two lines of an image counts.
-    found = ((waiting.pop(image_id), content) for image_id, content in files.read_rows(waiting))
-    while batch := list(islice(found, batch_size)):
-        yield [row for row, _ in batch], [content for _, content in batch]
-    yield list(waiting.values()), ["none of the files has this image"] * len(waiting)
-
-
-def _store(writer: CacheWriter, rows: list[int], contents: list[Row | str]) -> list[tuple[str, str]]:
-    """Write the rows of a batch that are still to do; return ids and error messages of unreadable images."""
-    to_do, failures = set(writer.to_do.tolist()), []
-    for row, content in zip(rows, contents, strict=True):
-        if row not in to_do:
-            continue  # computed again only to complete the batch
-        if isinstance(content, str):
-            writer.mark_unreadable(row)
-            failures.append((writer.image_ids[row], content))
-            continue
-        try:
-            writer.write(row, content)
-        except InputError as error:
-            raise InputError(f"image {writer.image_ids[row]}: {error}") from error
-    writer.flush()
-    return failures

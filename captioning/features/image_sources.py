@@ -14,12 +14,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from captioning.errors import InputError
 from captioning.features.file_kinds import HEAD, describe_content, is_url
-from captioning.features.images import _to_rgb as to_rgb
-from captioning.features.images import read_image
+from captioning.features.images import decode, read_image, to_rgb, upright
 
 ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | Any
 
@@ -118,18 +117,16 @@ def _from_bytes(content: bytes, name: str) -> Image.Image:
     if not content:
         raise InputError(f"{name} is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # the decoders of Pillow raise anything
+        return decode(io.BytesIO(content), name)
+    except InputError as error:
         if kind := describe_content(content[:HEAD]):
             raise InputError(f"{name} is {kind}") from error
-        raise InputError(f"{name}: not a readable image ({error})") from error
+        raise
 
 
 def _from_pil(image: Image.Image, name: str) -> Image.Image:
     try:
-        return to_rgb(ImageOps.exif_transpose(image))
+        return to_rgb(upright(image))
     except Exception as error:  # an image that was opened but not read yet may be damaged
         raise InputError(f"{name}: not a readable image ({error})") from error
 

@@ -1,32 +1,34 @@
-"""Fills a feature cache row by row; no finished row is lost when it is killed (layout: see `cache`)."""
+"""Fills a feature cache row by row; no finished row is lost when it is killed (its structure: see `layout`).
 
-import errno
-import fcntl
-import json
+All HDF5 structures are written once, synced and renamed into place before the first row. From then on, rows
+are written directly to their known byte offsets without HDF5, and a row's record follows only when its data
+is on disk. So the file is valid HDF5 at every moment, and a row is either whole or still to do.
+
+One process at a time writes a cache, from before the file is created until it is complete. The lock is a file
+of its own, `<name>.lock`; the operating system releases it when the process ends, however it ends.
+"""
+
 import os
-import shutil
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
+from filelock import FileLock, Timeout
 
 from captioning.errors import InputError
-from captioning.features.cache import (
-    LAYOUT,
-    RECORD,
-    TO_DO,
-    UNREADABLE,
-    WRITTEN,
-    Row,
-    check_provenance,
-    open_cache,
-)
-from captioning.files import atomic_write, partial_path
+from captioning.features import layout
+from captioning.features.cache import Row
+from captioning.features.images import Fingerprint
+from captioning.features.layout import TO_DO, UNREADABLE, WRITTEN, open_cache
+from captioning.features.pictures import Pictures, Recorded
+from captioning.features.preparation import file_errors, fresh_path, prepare
+from captioning.files import partial_path
+from captioning.vocabulary import printable
 
-_LOCK_TIMEOUT = 8.0  # seconds; the loader workers of a killed extraction may hold the file for a moment
+_UNKNOWN = Fingerprint(0, 0, 0)
+_LOCK_TIMEOUT = 10.0  # seconds; the loader workers of a killed extraction may hold the lock for a moment
 
 
 class CacheWriter:
@@ -34,8 +36,7 @@ class CacheWriter:
 
     The rows grow in `<path>.partial`, which `finish` renames to `path`. A finished file with the same
     provenance is completed in place where only rows are missing, and copied into a new one where images
-    were added. Rows of images that are not requested stay. If the size of an image file has changed, its
-    row is made again.
+    were added. Rows of images that are not requested stay. If a picture has changed, its row is made again.
 
     Args:
         path: name of the finished file.
@@ -43,15 +44,16 @@ class CacheWriter:
         shape: (R, D) of one row.
         provenance: plain JSON values; see `check_provenance`.
         with_boxes: whether rows have boxes and scores.
-        sizes: bytes of each image file, 0 where unknown; None where there are no such files.
+        pictures: of all requested images; None for features from published files.
 
     Attributes:
-        image_ids: of every row of the file, requested or not.
-        changed: ids of the images whose file size has changed.
+        image_ids: of every row of the file, requested or not; empty for a row without image.
+        changed: ids of the images whose pictures have changed.
+        num_damaged: records that did not match their checksum; their images are to do again.
 
     Raises:
-        InputError: the file was made with other options, another process is writing it, or the disk is too
-            small.
+        InputError: the file was made with other options or of other pictures, another process is writing it,
+            or it can't be written.
     """
 
     def __init__(
@@ -62,20 +64,32 @@ class CacheWriter:
         provenance: Mapping[str, Any],
         *,
         with_boxes: bool = False,
-        sizes: Sequence[int] | None = None,
+        pictures: Pictures | None = None,
     ) -> None:
         self.path, self.partial = Path(path), partial_path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.image_ids, self._shape, self._with_boxes = list(image_ids), shape, with_boxes
-        self.target = self._prepare(dict(provenance))
-        requested = dict(zip(image_ids, sizes or [0] * len(image_ids), strict=True))
-        self._requested = np.array([key in requested for key in self.image_ids], bool)
-        self._sizes = np.array([requested.get(key, 0) for key in self.image_ids], np.int64)
-        self._descriptor = os.open(self.target, os.O_RDWR)
-        self._lock()
-        self._find_offsets()
-        self._waiting: list[tuple[int, bytes]] = []
-        self.changed = self._forget_changed()
+        self._with_boxes, self._pictures = with_boxes, pictures
+        self._places = pictures.places if pictures else {}
+        self._descriptor, self._waiting = -1, dict[int, bytes]()
+        self.num_damaged = 0
+        _refuse_names(image_ids)
+        self._lock = FileLock(f"{self.path}.lock")
+        self._acquire()
+        try:
+            with file_errors(self.path):
+                self.target = prepare(
+                    self.path,
+                    list(image_ids),
+                    self._places,
+                    shape=shape,
+                    provenance=dict(provenance),
+                    with_boxes=with_boxes,
+                )
+                self._descriptor = os.open(self.target, os.O_RDWR | getattr(os, "O_BINARY", 0))
+            self._find_rows(image_ids)
+            self.changed = self._compare()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> "CacheWriter":
         return self
@@ -85,9 +99,9 @@ class CacheWriter:
 
     def forget(self, image_ids: Sequence[str]) -> None:
         """Mark the rows of some images as still to do."""
-        for row, image_id in enumerate(self.image_ids):
-            if image_id in image_ids:
-                self._record(row, TO_DO, 0, 0)
+        for image_id in image_ids:
+            if image_id in self._rows:
+                self._record(self._rows[image_id], TO_DO)
         self.flush()
 
     @property
@@ -95,137 +109,79 @@ class CacheWriter:
         """Row numbers of requested images that have no features yet, ascending."""
         return np.flatnonzero((self.records["status"] != WRITTEN) & self._requested)
 
-    def write(self, row: int, content: Row) -> None:
+    def is_to_do(self, row: int) -> bool:
+        """Whether the image of a row is requested and has no features yet."""
+        return bool(self._requested[row] and self.records["status"][row] != WRITTEN)
+
+    def write(self, row: int, content: Row, fingerprint: Fingerprint | None = None) -> None:
         """Write the features of one image into its row; the row is valid from the next `flush` on.
+
+        Args:
+            row: its number.
+            content: what to write.
+            fingerprint: of the picture that the features were made of.
 
         Raises:
             InputError: values that float16 cannot hold, or the disk is full.
         """
         with np.errstate(over="ignore"):
-            content = content._replace(features=content.features.astype(np.float16, copy=False))
-        if not np.isfinite(content.features).all():
+            features = np.ascontiguousarray(content.features.astype(np.float16, copy=False))
+        if not np.isfinite(features).all():
             raise InputError("the features have values that float16 cannot hold: NaN, Inf or beyond ±65504")
-        self._put(content.features, self._offsets[row])
+        self._put(features, self._offsets[row])
         if self._with_boxes:
             assert content.boxes is not None and content.scores is not None
             self._put(content.boxes, self._boxes_at + row * content.boxes.nbytes)
             self._put(content.scores, self._scores_at + row * content.scores.nbytes)
-        if self._sizes_at:
-            self._put(self._sizes[row : row + 1], self._sizes_at + row * 8)
-        self._record(row, WRITTEN, content.num_regions, content.checksum())
+        checksums = layout.crc(features), layout.crc(content.boxes, content.scores)
+        self._record(row, WRITTEN, content.num_regions, fingerprint or _UNKNOWN, checksums)
 
     def mark_unreadable(self, row: int) -> None:
         """Record that the image of this row cannot be read; a later run tries it again."""
-        self._record(row, UNREADABLE, 0, 0)
+        self._record(row, UNREADABLE)
 
     def flush(self) -> None:
-        """Sync rows to the disk, then write the records that declare them valid."""
-        os.fdatasync(self._descriptor)  # without it the disk might get a record before its row
-        for row, record in self._waiting:
-            self._put(np.frombuffer(record, np.uint8), self._rows_at + row * RECORD.itemsize)
+        """Put all rows written so far on disk, then their records."""
+        if not self._waiting:
+            return
+        self._sync()  # a record must never be on disk before the row it describes
+        for row, record in sorted(self._waiting.items()):
+            self._put(np.frombuffer(record, np.uint8), self._rows_at + row * len(record))
         self._waiting.clear()
 
     def finish(self) -> None:
-        """Sync everything and give the file its final name."""
+        """Complete the file; rows of unreadable images stay unwritten."""
         self.flush()
-        os.fsync(self._descriptor)
-        self.close()
+        self._sync()
+        self._close_file()
         if self.target == self.partial:
-            os.replace(self.partial, self.path)
+            with file_errors(self.path):
+                os.replace(self.partial, self.path)
+        self._lock.release()
 
     def close(self) -> None:
         """Close the file as it is; the next run makes the rows since the last `flush` again."""
+        self._close_file()
+        self._lock.release()
+
+    def _close_file(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
         self._descriptor = -1
 
-    def _forget_changed(self) -> list[str]:
-        """Mark the rows of images whose file size has changed as still to do; return the ids."""
-        with open_cache(self.target) as file:
-            known = file["size"][:] if "size" in file else np.zeros_like(self._sizes)
-        differ = (known != self._sizes) & (known > 0) & (self._sizes > 0)  # 0: unknown
-        changed = [
-            self.image_ids[row] for row in np.flatnonzero(differ & (self.records["status"] == WRITTEN))
-        ]
-        if changed:
-            self.forget(changed)
-        return changed
-
-    def _prepare(self, provenance: dict[str, Any]) -> Path:
-        """Choose the file to write: the partial one, the finished one, or a new one with old rows copied."""
-        for existing in (self.partial, self.path):
-            if not existing.exists():
-                continue
-            with open_cache(existing) as file:
-                check_provenance(existing, json.loads(file.attrs["provenance"]), provenance)
-                if file["features"].shape[1:] != self._shape:
-                    raise InputError(
-                        f"{existing} holds rows of shape {file['features'].shape[1:]}, not {self._shape}; "
-                        "delete it, or set features.path=<another>"
-                    )
-                old_ids = [key.decode() for key in file["image_id"][:]]
-            known = set(old_ids)
-            self.image_ids = old_ids + [key for key in self.image_ids if key not in known]
-            if self.image_ids == old_ids:
-                return existing
-            # HDF5 structures are never changed in place: added images get a new file.
-            self._create(self.image_ids, provenance, copy_from=existing)
-            return self.partial
-        self._create(self.image_ids, provenance)
-        return self.partial
-
-    def _create(
-        self, image_ids: list[str], provenance: dict[str, Any], copy_from: Path | None = None
-    ) -> None:
-        row_bytes = self._shape[0] * self._shape[1] * 2
-        needed, free = len(image_ids) * row_bytes, shutil.disk_usage(self.path.parent).free
-        if needed > free:
-            raise InputError(
-                f"{self.path} needs {needed / 1e9:.2f} GB ({len(image_ids)} images of "
-                f"{row_bytes / 1024:.0f} KiB) but {self.path.parent} has {free / 1e9:.2f} GB free; make room "
-                "or set features.path=..."
-            )
-        with atomic_write(self.partial) as fresh:
-            with h5py.File(fresh, "w") as file:
-                file.attrs["layout"] = LAYOUT
-                file.attrs["provenance"] = json.dumps(provenance, sort_keys=True)
-                self._create_datasets(file, image_ids)
-            if copy_from is not None:
-                self._copy_rows(copy_from, fresh)
-
-    def _create_datasets(self, file: h5py.File, image_ids: list[str]) -> None:
-        count = len(image_ids)
-        file.create_dataset("image_id", data=image_ids or None, shape=(count,), dtype=h5py.string_dtype())
-        _allocate(file, "features", (count, *self._shape), np.dtype("<f2"), chunk=(1, *self._shape))
-        file.create_dataset("rows", data=np.zeros(count, RECORD))
-        file.create_dataset("size", data=np.zeros(count, np.int64))
-        if self._with_boxes:
-            _allocate(file, "boxes", (count, self._shape[0], 4), np.dtype("<f4"))
-            _allocate(file, "scores", (count, self._shape[0]), np.dtype("<f4"))
-
-    def _copy_rows(self, source: Path, target: Path) -> None:
-        with open_cache(source) as old, h5py.File(target, "r+") as new:
-            positions = {key: row for row, key in enumerate(new["image_id"][:])}
-            for row, (key, record) in enumerate(zip(old["image_id"][:], old["rows"][:], strict=True)):
-                if record["status"] == WRITTEN and key in positions:
-                    for name in ("features", "boxes", "scores", "size", "rows"):
-                        if name in new and name in old:
-                            new[name][positions[key]] = old[name][row]
-
-    def _lock(self) -> None:
-        deadline = time.monotonic() + _LOCK_TIMEOUT
-        while True:
+    def _acquire(self) -> None:
+        with file_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                return fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    self.close()
-                    message = f"another process is writing {self.target}; wait for it to end"
-                    raise InputError(message) from error
-            time.sleep(0.2)
+                self._lock.acquire(timeout=_LOCK_TIMEOUT)
+            except Timeout as error:
+                raise InputError(
+                    f"another process is writing {printable(self.path)}; wait for it to end, or give "
+                    "features.path=<another file>"
+                ) from error
 
-    def _find_offsets(self) -> None:
-        # Where in the file each row's bytes lie, so that `write` does not need HDF5.
+    def _find_rows(self, image_ids: Sequence[str]) -> None:
+        """Find which row belongs to which image, and where in the file its bytes lie."""
         with open_cache(self.target) as file:
             self.records = file["rows"][:]
             self._offsets = np.zeros(len(self.records), np.int64)
@@ -237,37 +193,86 @@ class CacheWriter:
             self._rows_at = file["rows"].id.get_offset()
             self._boxes_at = file["boxes"].id.get_offset() if self._with_boxes else 0
             self._scores_at = file["scores"].id.get_offset() if self._with_boxes else 0
-            self._sizes_at = file["size"].id.get_offset() if "size" in file else 0
+        damaged = layout.checksums(self.records) != self.records["checksum"]
+        self.num_damaged = int(damaged.sum())
+        self.records[damaged] = np.zeros(1, self.records.dtype)
+        self.image_ids = [layout.decode(key) for key in self.records["image_id"].tolist()]
+        known, requested = set(self.image_ids), set(image_ids)
+        missing = iter([key for key in image_ids if key not in known])
+        for row in np.flatnonzero(self.records["image_id"] == b"").tolist():
+            self.image_ids[row] = next(missing, "")
+            if damaged[row] or self.image_ids[row]:
+                self._record(row, TO_DO)
+        self._rows = {image_id: row for row, image_id in enumerate(self.image_ids) if image_id}
+        self._requested = np.array([key in requested for key in self.image_ids], bool)
 
-    def _record(self, row: int, status: int, count: int, checksum: int) -> None:
-        self.records[row] = (status, count, checksum)
-        self._waiting.append((row, self.records[row].tobytes()))
+    def _compare(self) -> list[str]:
+        """Mark the rows of pictures that have changed as still to do; return the ids."""
+        changed: list[str] = []
+        if self._pictures:
+            recorded = self._recorded()
+            found = self._pictures.compare(recorded)
+            changed = self._pictures.refuse_others(self.target, recorded, found)
+            for image_id, (_, time) in found.same_content.items():
+                self.records["time"][self._rows[image_id]] = time
+                self._queue(self._rows[image_id])
+        self.forget(changed)
+        return changed
+
+    def _recorded(self) -> dict[str, Recorded]:
+        rows = np.flatnonzero(self._requested & (self.records["status"] == WRITTEN)).tolist()
+        columns = [self.records[name][rows].tolist() for name in ("path", "size", "time", "digest")]
+        return {
+            self.image_ids[row]: Recorded(layout.decode(path), *fingerprint)
+            for row, path, *fingerprint in zip(rows, *columns, strict=True)
+            if path
+        }
+
+    def _record(
+        self,
+        row: int,
+        status: int,
+        count: int = 0,
+        fingerprint: Fingerprint = _UNKNOWN,
+        checksums: tuple[int, int] = (0, 0),
+    ) -> None:
+        record = self.records[row]
+        record["image_id"] = layout.encode(self.image_ids[row])
+        record["status"], record["count"] = status, count
+        record["size"], record["time"], record["digest"] = fingerprint
+        record["features"], record["boxes"] = checksums
+        self._queue(row)
+
+    def _queue(self, row: int) -> None:
+        """Seal a record with its checksum; `flush` writes it."""
+        if place := self._places.get(self.image_ids[row]):
+            self.records["path"][row] = layout.encode(place)
+        one = self.records[row : row + 1]
+        one["checksum"] = layout.checksums(one)
+        self._waiting[row] = one.tobytes()
 
     def _put(self, values: np.ndarray, offset: int) -> None:
         content = memoryview(np.ascontiguousarray(values).view(np.uint8).reshape(-1).data)
-        while content:
-            try:
+        with file_errors(self.path):
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+            while content:
                 # One call may write only a part: at most 2 GiB, or less where the disk fills up.
-                written = os.pwrite(self._descriptor, content, offset)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                raise InputError(
-                    f"{self.target}: the disk is full; finished rows are kept, make room and run the same "
-                    "command again to continue"
-                ) from error
-            content, offset = content[written:], offset + written
+                content = content[os.write(self._descriptor, content) :]
+
+    def _sync(self) -> None:
+        with file_errors(self.path):
+            os.fsync(self._descriptor)
 
 
-def _allocate(
-    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype, chunk: tuple[int, ...] | None = None
-) -> None:
-    """Create a dataset whose bytes all get their place in the file now, without being written."""
-    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    layout.set_obj_track_times(False)  # with times, two files of the same rows would differ
-    if chunk is not None and shape[0]:
-        layout.set_chunk(chunk)
-    space = h5py.h5s.create_simple(shape)
-    h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype, logical=True), space, layout)
+def remove_leftover(path: Path) -> None:
+    """Remove what a process that was killed while it created the cache has left, if nobody is creating it."""
+    fresh = fresh_path(path)
+    if fresh.exists():
+        with suppress(OSError), FileLock(f"{path}.lock", timeout=0):
+            fresh.unlink(missing_ok=True)
+
+
+def _refuse_names(image_ids: Sequence[str]) -> None:
+    for image_id in image_ids:
+        if not image_id or "\0" in image_id:
+            raise InputError(f"{image_id!r} can't be an image id: it must have a character, and no NUL")

@@ -5,6 +5,7 @@ import difflib
 import io
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from captioning.errors import InputError
-from captioning.evaluation.attention_html import _place as place
+from captioning.evaluation.attention_html import place
 from captioning.evaluation.visualise import grid_margin, heat_map
 from captioning.features import read_image
 from captioning.features.file_kinds import HEAD, describe_content
@@ -149,25 +150,34 @@ def open_photograph(path: Path, max_pixels: int) -> Image.Image:
     Raises:
         InputError: it is not a photograph, or one of more than `max_pixels`, which is not decoded.
     """
-    try:
-        with Image.open(path) as image:  # reads the header only
-            num_pixels = image.width * image.height
-    except Image.DecompressionBombError:
-        num_pixels = max_pixels + 1
-    except Exception as error:  # the decoders of Pillow raise anything
-        with path.open("rb") as file:
-            kind = describe_content(file.read(HEAD))
-        raise InputError(
-            f"this file is {kind}" if kind else "this file is not a picture; needed is a JPEG, PNG or WebP"
-        ) from error
-    if num_pixels > max_pixels:
+    num_pixels = count_pixels(path)
+    if num_pixels is not None and num_pixels > max_pixels:
         raise InputError(
             f"the photograph has more than {max_pixels / 1e6:g} million pixels; make it smaller, then send it"
         )
     try:
         return read_image(path)
     except InputError as error:  # its text names the temporary file
+        with path.open("rb") as file:
+            kind = describe_content(file.read(HEAD))
+        if kind:
+            raise InputError(f"this file is {kind}") from error
+        if num_pixels is None:
+            raise InputError("this file is not a picture; needed is a JPEG, PNG or WebP") from error
         raise InputError("the photograph is damaged: not all of it can be read") from error
+
+
+def count_pixels(path: Path) -> float | None:
+    """Read the number of pixels from a picture's header; None where that fails."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, on large pictures
+        try:
+            with Image.open(path) as image:
+                return image.width * image.height
+        except Image.DecompressionBombError:
+            return math.inf
+        except Exception:  # the decoders of Pillow raise anything; some of it does not matter to `read_image`
+            return None
 
 
 def answer(caption: Caption) -> dict[str, Any]:

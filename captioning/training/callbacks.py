@@ -34,7 +34,7 @@ def tolerate(part: Any, methods: Iterable[str]) -> None:
     """
     reported = False
 
-    def guard(method: Callable[..., None]) -> Callable[..., None]:
+    def guard(name: str, method: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(method)
         def guarded(*values: Any, **options: Any) -> None:
             nonlocal reported
@@ -44,14 +44,14 @@ def tolerate(part: Any, methods: Iterable[str]) -> None:
                 if not reported:
                     log.warning(
                         "%s.%s failed (%s: %s); the training goes on without it",
-                        *(type(part).__name__, method.__name__, type(error).__name__, error),
+                        *(type(part).__name__, name, type(error).__name__, error),
                     )
                 reported = True
 
         return guarded
 
-    for method in methods:
-        setattr(part, method, guard(getattr(part, method)))
+    for name in methods:
+        setattr(part, name, guard(name, getattr(part, name)))
 
 
 class SampleCaptions(Callback):

@@ -208,7 +208,8 @@ class MidEpochCheckpoint(Checkpoint):
         )
         if trainer.world_size > 1:
             stops = trainer.strategy.reduce_boolean_decision(stops, all=False)
-            is_due = trainer.strategy.reduce_boolean_decision(is_due, all=False)
+            if batch and self.seconds is not None:  # their clocks differ, their steps do not
+                is_due = trainer.strategy.reduce_boolean_decision(is_due, all=False)
         return stops, is_due
 
     def _save(self, trainer: Trainer, validates: bool) -> None:

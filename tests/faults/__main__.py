@@ -24,12 +24,16 @@ def main() -> int:
     """Return 1 if anything was lost or crashed."""
     parser = argparse.ArgumentParser("python -m tests.faults", description=__doc__)
     listed = "; ".join(f"{name}: {text}" for name, text in FAULTS.items())
-    parser.add_argument("faults", nargs="+", choices=["all", *FAULTS], metavar="FAULT", help=f"all, or {listed}")
+    parser.add_argument(
+        "faults", nargs="+", choices=["all", *FAULTS], metavar="FAULT", help=f"all, or {listed}"
+    )
     parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000, help="of every draw; printed")
     parser.add_argument("--quick", action="store_true", help="two in a hundred of the cases: a minute or two")
     parser.add_argument("--share", type=float, default=1.0, help="of the cases to try")
     parser.add_argument("--only", type=int, help="repeat the case of this number")
-    parser.add_argument("--folder", type=Path, help="for what is written; kept. Else a temporary one, removed at the end")
+    parser.add_argument(
+        "--folder", type=Path, help="for what is written; kept. Else a temporary one, removed at the end"
+    )
     chosen = parser.parse_args()
     names = list(FAULTS) if "all" in chosen.faults else chosen.faults
     print(f"seed {chosen.seed}: repeat with --seed {chosen.seed}", flush=True)

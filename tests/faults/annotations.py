@@ -61,7 +61,9 @@ class Source(NamedTuple):
 
 def coco(ids: Sequence[int] = (7, 8, 9)) -> dict[str, Any]:
     images = [{"id": i, "file_name": f"{i}.jpg", "height": 3} for i in ids]
-    captions = [{"id": 10 * i + n, "image_id": i, "caption": f"a dog {n} of {i}"} for i in ids for n in (0, 1)]
+    captions = [
+        {"id": 10 * i + n, "image_id": i, "caption": f"a dog {n} of {i}"} for i in ids for n in (0, 1)
+    ]
     return {"info": {"year": 2014}, "images": images, "annotations": captions}
 
 
@@ -90,7 +92,12 @@ def sources(folder: Path) -> list[Source]:
     made: list[Source] = []
 
     def add(
-        name: str, file: str, content: Any, reader: Callable[..., Any], texts: tuple[str, ...] = (), free: str = ""
+        name: str,
+        file: str,
+        content: Any,
+        reader: Callable[..., Any],
+        texts: tuple[str, ...] = (),
+        free: str = "",
     ) -> None:
         path = folder / name.replace(" ", "_") / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,7 +140,11 @@ def sources(folder: Path) -> list[Source]:
     add("flickr", "t.txt", tokens, flickr)
     add("flickr list", "l.txt", lines, flickr)
 
-    rows = [(f"{i}.jpg", f"a dog {n} of {i}", s) for i, s in ((7, "train"), (8, "train"), (9, "val")) for n in (0, 1)]
+    rows = [
+        (f"{i}.jpg", f"a dog {n} of {i}", s)
+        for i, s in ((7, "train"), (8, "train"), (9, "val"))
+        for n in (0, 1)
+    ]
     for suffix, separator in (("csv", ","), ("csv", ";"), ("tsv", "\t")):
         table = "\n".join(separator.join(row) for row in (("image", "caption", "split"), *rows)) + "\n"
         add(f"table {suffix} {ord(separator)}", f"t.{suffix}", table, lambda p: outline(read_pairs(p)))
@@ -156,7 +167,14 @@ def sources(folder: Path) -> list[Source]:
     counted = references.with_frequencies(save_to=stored).frequencies
     assert counted is not None
     content = json.loads(stored.read_text())
-    add("frequencies", "f.json", content, lambda p: weights(references.with_frequencies(p)), ("source", "words"), "num_documents count")
+    add(
+        "frequencies",
+        "f.json",
+        content,
+        lambda p: weights(references.with_frequencies(p)),
+        ("source", "words"),
+        "num_documents count",
+    )
     return made
 
 
@@ -211,7 +229,9 @@ def json_cases(source: Source) -> Iterator[Case]:
             else:
                 old = json.dumps({path[-1]: parent[path[-1]]})[1:-1]
                 text = dump(tree, source).decode()
-                yield Case(text.replace(old, f"{old}, {old}", 1).encode(), False, f"{_name(path)}, the key twice")
+                yield Case(
+                    text.replace(old, f"{old}, {old}", 1).encode(), False, f"{_name(path)}, the key twice"
+                )
 
 
 def _is_right(value: Any, path: Sequence[Any], source: Source) -> bool:
@@ -231,7 +251,9 @@ def text_cases(source: Source, text: bytes, generator: random.Random) -> Iterato
     yield Case(b"\0" * 100, True, "zeros")
     yield Case(b"\x89PNG\r\n\x1a\n" + bytes(range(256)), True, "a picture")
     yield Case(b"\x1f\x8b\x08\0" + bytes(range(128)), True, "an archive")
-    yield Case(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", True, "a Git LFS pointer")
+    yield Case(
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", True, "a Git LFS pointer"
+    )
     yield Case(b"<html><body>404</body></html>", True, "a page")
     yield Case(b"\xef\xbb\xbf" + text, False, "with a byte order mark")
     yield Case(text.replace(b"\n", b"\r\n"), False, "with the line ends of Windows")
@@ -250,7 +272,9 @@ def text_cases(source: Source, text: bytes, generator: random.Random) -> Iterato
     for number in range(20):
         changed = bytearray(text)
         start = generator.randrange(len(text))
-        changed[start:start] = generator.choice((b"\n", b'"', b",", b"\t", b";", b"\xff", b"{", b"]", b"\0", b"\x1b"))
+        changed[start:start] = generator.choice(
+            (b"\n", b'"', b",", b"\t", b";", b"\xff", b"{", b"]", b"\0", b"\x1b")
+        )
         yield Case(bytes(changed), False, f"insertion {number}")
 
 
@@ -307,7 +331,9 @@ def run(settings: Settings) -> Iterator[Tally]:
         expected[source.name] = source.read()
         found = [*(json_cases(source) if is_json else ()), *text_cases(source, sound, generator)]
         cases += [(source, case) for case in found]
-    chosen = sorted(settings.generator("annotations", 0).sample(range(len(cases)), len(settings.cases(len(cases)))))
+    chosen = sorted(
+        settings.generator("annotations", 0).sample(range(len(cases)), len(settings.cases(len(cases))))
+    )
 
     def check(number: int) -> tuple[Outcome, str]:
         source, case = cases[number]

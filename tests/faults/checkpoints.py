@@ -27,7 +27,22 @@ from tests.faults.training import compare
 from tests.faults.world import MODEL, TRAINING, World
 
 MEGABYTES = 3000  # that a command may take beyond what it begins with
-VALUES: tuple[Any, ...] = (None, 5, -1, 1.5, float("nan"), "text", "", [], [1], {}, {"a": 1}, True, 10**30, "${oc.env:HOME}")
+VALUES: tuple[Any, ...] = (
+    None,
+    5,
+    -1,
+    1.5,
+    float("nan"),
+    "text",
+    "",
+    [],
+    [1],
+    {},
+    {"a": 1},
+    True,
+    10**30,
+    "${oc.env:HOME}",
+)
 
 
 class Case(NamedTuple):
@@ -72,7 +87,9 @@ class Users:
     def evaluate(self, path: Path) -> tuple[Outcome, str, Any]:
         """Caption and score the validation split."""
         folder = self.world.folder / "evaluated"
-        command = self.world.command("evaluate", f"checkpoint={path}", f"output_dir={folder}", before=bound_memory)
+        command = self.world.command(
+            "evaluate", f"checkpoint={path}", f"output_dir={folder}", before=bound_memory
+        )
         outcome, message = command.judge(120)
         found = (folder / "captions.json").read_text() if outcome == Outcome.SURVIVED else None
         self.world.clean("evaluated")
@@ -81,7 +98,14 @@ class Users:
     def resume(self, path: Path) -> tuple[Outcome, str, Any]:
         """Train for one more epoch."""
         folder = self.world.folder / "resumed"
-        options = [*self.world.options, *TRAINING, *MODEL, f"hydra.run.dir={folder}", "max_epochs=2", f"resume={path}"]
+        options = [
+            *self.world.options,
+            *TRAINING,
+            *MODEL,
+            f"hydra.run.dir={folder}",
+            "max_epochs=2",
+            f"resume={path}",
+        ]
         command = self.world.command("train", *options, before=bound_memory)
         outcome, message = command.judge(120)
         found = None
@@ -117,7 +141,7 @@ def contents(sound: Path, precious: Path, generator: random.Random) -> Iterator[
     """Change what a checkpoint says."""
     content = torch.load(sound, weights_only=True)
 
-    def change(path: str, value: Any, is_fault: bool = True) -> Case:
+    def change(path: str, value: Any, is_fault: bool = True, name: str = "") -> Case:
         def write(target: Path) -> None:
             tree = copy.deepcopy(content)
             node, *_, last = tree, *path.split("/")
@@ -126,10 +150,12 @@ def contents(sound: Path, precious: Path, generator: random.Random) -> Iterator[
             if value is ABSENT:
                 del node[last]
             else:
-                node[int(last) if isinstance(node, list) else last] = value(node[last]) if callable(value) else value
+                node[int(last) if isinstance(node, list) else last] = (
+                    value(node[last]) if callable(value) else value
+                )
             torch.save(tree, target)
 
-        shown = "absent" if value is ABSENT else getattr(value, "__name__", repr(value))
+        shown = name or ("absent" if value is ABSENT else repr(value))
         return Case(f"{path} = {shown:.60}", write, is_fault)
 
     parts = [*content, *(f"captioning/{key}" for key in content["captioning"])]
@@ -141,7 +167,11 @@ def contents(sound: Path, precious: Path, generator: random.Random) -> Iterator[
     yield from _of_weights(change, list(content["state_dict"]))
     yield from _of_options(change, content["captioning"])
     yield from _hostile(change, precious)
-    for key in ("loops/fit_loop", "loops/fit_loop/epoch_progress/current/processed", "optimizer_states/0/state"):
+    for key in (
+        "loops/fit_loop",
+        "loops/fit_loop/epoch_progress/current/processed",
+        "optimizer_states/0/state",
+    ):
         for value in (ABSENT, None, -5, 10**12, "text", {}):
             yield change(key, value)
 
@@ -150,37 +180,42 @@ ABSENT = object()
 
 
 def _of_words(change: Callable[..., Case], number: int) -> Iterator[Case]:
-    key = "captioning/words"
-    yield change(key, lambda words: words[:-1])
-    yield change(key, lambda words: [*words, "more"])
-    yield change(key, lambda words: words[::-1])
-    yield change(key, lambda words: [*words[:-1], words[-2]])
-    yield change(key, lambda words: [*words[:-1], ""])
-    yield change(key, lambda words: [*words[:-1], 5])
-    yield change(key, lambda words: [*words[:-1], "\ud800"])
-    yield change(key, lambda words: words * 100_000)
-    yield change(key, lambda words: {str(position): word for position, word in enumerate(words)})
-    yield change(f"{key}/{number - 1}", "\x1b[31mred\x1b[0m", False)
+    changes: dict[str, Callable[[list[str]], Any]] = {
+        "too few": lambda words: words[:-1],
+        "too many": lambda words: [*words, "more"],
+        "backwards": lambda words: words[::-1],
+        "one twice": lambda words: [*words[:-1], words[-2]],
+        "an empty one": lambda words: [*words[:-1], ""],
+        "a number": lambda words: [*words[:-1], 5],
+        "half a character": lambda words: [*words[:-1], "\ud800"],
+        "a million": lambda words: words * 100_000,
+        "a dictionary": lambda words: {str(position): word for position, word in enumerate(words)},
+    }
+    for name, value in changes.items():
+        yield change("captioning/words", value, name=name)
+    yield change(f"captioning/words/{number - 1}", "\x1b[31mred\x1b[0m", False)
 
 
 def _of_weights(change: Callable[..., Case], names: list[str]) -> Iterator[Case]:
+    changes: dict[str, Callable[[torch.Tensor], Any]] = {
+        "NaN": lambda tensor: torch.full_like(tensor, float("nan")),
+        "infinity": lambda tensor: torch.full_like(tensor, float("inf")),
+        "cut": lambda tensor: tensor[..., :-1],
+        "integers": lambda tensor: tensor.to(torch.int32),
+        "complex": lambda tensor: tensor.to(torch.complex64),
+        "sparse": lambda tensor: tensor.to_sparse(),
+        "four terabytes of one number": lambda tensor: torch.zeros(1).expand(1 << 20, 1 << 20),
+        "a list": lambda tensor: tensor.tolist(),
+        "meta": lambda tensor: tensor.to("meta"),
+    }
     chosen = [name for name in names if name.startswith("model.")]
-    for name in (chosen[0], chosen[len(chosen) // 2], chosen[-1]):
-        key = f"state_dict/{name}"
-        yield change(key, ABSENT)
-        yield change(key, lambda tensor: tensor.fill_(float("nan")))
-        yield change(key, lambda tensor: tensor.flatten()[:1].fill_(float("inf")))
-        yield change(key, lambda tensor: tensor[..., :-1])
-        yield change(key, lambda tensor: tensor.to(torch.int32))
-        yield change(key, lambda tensor: tensor.to(torch.complex64))
-        yield change(key, lambda tensor: tensor.to_sparse())
-        yield change(key, lambda tensor: torch.zeros(1).expand(1 << 20, 1 << 20))
-        yield change(key, lambda tensor: torch.zeros(1).expand(tensor.shape))
-        yield change(key, lambda tensor: tensor.tolist())
-        yield change(key, lambda tensor: tensor.to("meta"))
-    yield change("state_dict", lambda weights: {**weights, "model.more": torch.zeros(3)})
-    yield change("state_dict", lambda weights: {name: 0 for name in weights})
-    yield change("state_dict", lambda weights: {5: 1, **weights})
+    for key in (chosen[0], chosen[len(chosen) // 2], chosen[-1]):
+        yield change(f"state_dict/{key}", ABSENT)
+        for name, value in changes.items():
+            yield change(f"state_dict/{key}", value, name=name)
+    yield change("state_dict", lambda weights: {**weights, "model.more": torch.zeros(3)}, name="one more")
+    yield change("state_dict", lambda weights: dict.fromkeys(weights, 0), name="numbers")
+    yield change("state_dict", lambda weights: {5: 1, **weights}, name="a number for a name")
 
 
 def _of_options(change: Callable[..., Case], metadata: dict[str, Any]) -> Iterator[Case]:
@@ -191,9 +226,21 @@ def _of_options(change: Callable[..., Case], metadata: dict[str, Any]) -> Iterat
         yield change("captioning/features/extractor/image_size", value)
     for part in ("model", "features/extractor", "data/reader", "data", "decoding"):
         yield change(f"captioning/{part}/more", 1)
-        for key, value in (("_partial_", True), ("_args_", [1]), ("_recursive_", False), ("_convert_", "all")):
-            yield change(f"captioning/{part}/{key}", value, is_fault=key != "_convert_" and key != "_recursive_")
-    for key, value in (("batch_size", 10**12), ("num_workers", 10**6), ("eval_batch_size", -1), ("max_words", 10**9)):
+        for key, value in (
+            ("_partial_", True),
+            ("_args_", [1]),
+            ("_recursive_", False),
+            ("_convert_", "all"),
+        ):
+            yield change(
+                f"captioning/{part}/{key}", value, is_fault=key != "_convert_" and key != "_recursive_"
+            )
+    for key, value in (
+        ("batch_size", 10**12),
+        ("num_workers", 10**6),
+        ("eval_batch_size", -1),
+        ("max_words", 10**9),
+    ):
         yield change(f"captioning/data/{key}", value, is_fault=False)
 
 
@@ -243,9 +290,12 @@ def _hostile(change: Callable[..., Case], precious: Path) -> Iterator[Case]:
 
         def name_letter(callbacks: dict[str, Any], key: str = key) -> dict[str, Any]:
             elsewhere = {"dirpath": "/elsewhere", key: letter, "best_k_models": {letter: torch.tensor(1e9)}}
-            return {name: {**state, **elsewhere} if "best_model_path" in state else state for name, state in callbacks.items()}
+            return {
+                name: {**state, **elsewhere} if "best_model_path" in state else state
+                for name, state in callbacks.items()
+            }
 
-        yield change("callbacks", name_letter, is_fault=False)
+        yield change("callbacks", name_letter, is_fault=False, name=f"{key} of the user's")
 
 
 # --- files ---
@@ -283,19 +333,30 @@ def files(sound: Path, precious: Path, generator: random.Random) -> Iterator[Cas
     pwn = Pwn(f"touch {precious}/pwned")
     yield of("a pickle", pickle.dumps(pwn))
     yield of("a pickle of a command", lambda: _saved({"state_dict": {}, "captioning": pwn}))
-    yield of("a pickle of a command, old format", lambda: _saved({"captioning": pwn}, _use_new_zipfile_serialization=False))
+    yield of(
+        "a pickle of a command, old format",
+        lambda: _saved({"captioning": pwn}, _use_new_zipfile_serialization=False),
+    )
     yield of("old format", lambda: _saved(torch.load(sound), _use_new_zipfile_serialization=False))
     yield of("a bomb of shared lists", lambda: _saved(_laughs(40)))
     for depth in (500, 50_000):
         nested = b"\x80\x02" + b"]" * depth + b"a" * (depth - 1) + b"."
-        yield of(f"lists {depth} deep", lambda n=nested: _zip({"archive/data.pkl": n, "archive/version": b"3\n"}))
-    yield of("an archive that unpacks to 4 GB", lambda: _zip({"archive/data.pkl": bytes(1 << 20)}, times=4096))
+        yield of(
+            f"lists {depth} deep", lambda n=nested: _zip({"archive/data.pkl": n, "archive/version": b"3\n"})
+        )
+    yield of(
+        "an archive that unpacks to 4 GB", lambda: _zip({"archive/data.pkl": bytes(1 << 20)}, times=4096)
+    )
     yield of("a compressed archive", lambda: _compressed(content))
-    yield of("names with dots", lambda: _zip({f"../../{precious.name}/pwned": b"x", "archive/data.pkl": b"."}))
+    yield of(
+        "names with dots", lambda: _zip({f"../../{precious.name}/pwned": b"x", "archive/data.pkl": b"."})
+    )
     yield of("an archive of nothing", lambda: _zip({}))
     for instruction, what in ((b"\x8e", "bytes"), (b"\x8d", "text"), (b"\x96", "array")):
         declared = b"\x80\x05" + instruction + (1 << 40).to_bytes(8, "little") + b"."
-        yield of(f"a pickle that declares a terabyte of {what}", lambda d=declared: _zip({"archive/data.pkl": d}))
+        yield of(
+            f"a pickle that declares a terabyte of {what}", lambda d=declared: _zip({"archive/data.pkl": d})
+        )
     yield of("a long integer", lambda: _zip({"archive/data.pkl": b"\x80\x02\x8b\xff\xff\xff\x7f."}))
     yield of("a memo far away", lambda: _zip({"archive/data.pkl": b"\x80\x02]r\xff\xff\xff\xff."}))
     yield Case("a folder", lambda path: path.mkdir())
@@ -363,7 +424,11 @@ def run(settings: Settings) -> Iterator[Tally]:
 
     def draw(share: float) -> list[int]:
         number = len(settings.cases(round(len(cases) * share)))
-        return [settings.only] if settings.only is not None else sorted(generator.sample(range(len(cases)), number))
+        return (
+            [settings.only]
+            if settings.only is not None
+            else sorted(generator.sample(range(len(cases)), number))
+        )
 
     results = in_children(draw(1.0), check, name=describe, fresh=True, megabytes=MEGABYTES, seconds=60)
     yield Tally("checkpoints: load and caption").take(results)

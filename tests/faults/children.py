@@ -108,7 +108,11 @@ def _end(pid: int, hung: bool, seconds: float) -> str:
     _, status = os.waitpid(pid, 0)
     if hung:
         return f"took more than {seconds:.0f} s"
-    return f"ended by {signal.Signals(-code).name}" if (code := os.waitstatus_to_exitcode(status)) < 0 else "ended"
+    return (
+        f"ended by {signal.Signals(-code).name}"
+        if (code := os.waitstatus_to_exitcode(status)) < 0
+        else "ended"
+    )
 
 
 def _describe(error: BaseException) -> str:
@@ -163,6 +167,11 @@ class Command:
         return None
 
     @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+
+    @property
     def was_killed(self) -> bool:
         """Whether a signal has ended it, handled or not."""
         return self.status is not None and (self.status < 0 or self.status in ENDED_BY_SIGNAL)
@@ -184,7 +193,9 @@ class Command:
         error = next((line for line in lines if line.startswith("error: ")), "")
         if status in (1, 2, *ENDED_BY_SIGNAL) and (error or status != 2):
             return Outcome.REPORTED, f"{self.name}: {error or last}"
-        return Outcome.CRASHED, f"{self.name}: " + ("hangs" if status is None else f"exit status {status}, {last}")
+        return Outcome.CRASHED, f"{self.name}: " + (
+            "hangs" if status is None else f"exit status {status}, {last}"
+        )
 
 
 def _become(
@@ -225,7 +236,19 @@ class Trap:
         counter: a file that receives the number of calls so far.
     """
 
-    CALLS = ("replace", "rename", "pwrite", "fsync", "fdatasync", "unlink", "remove", "mkdir", "rmdir", "link", "open")
+    CALLS = (
+        "replace",
+        "rename",
+        "pwrite",
+        "fsync",
+        "fdatasync",
+        "unlink",
+        "remove",
+        "mkdir",
+        "rmdir",
+        "link",
+        "open",
+    )
 
     def __init__(self, at: int, after: bool, counter: Path | None = None) -> None:
         self.at, self.after, self.counter, self.calls = at, after, counter, 0

@@ -119,4 +119,3 @@ def draw_place(
         return f"{'after' if after else 'before'} call {number}", Trap(number, after), None
     after_seconds = generator.uniform(0, seconds)
     return f"after {after_seconds:.2f} s", None, after_seconds
-

@@ -134,7 +134,9 @@ def set_bytes(content: bytearray, generator: random.Random) -> bytes:
 
 def set_number(content: bytearray, generator: random.Random) -> bytes:
     size, start = generator.choice((2, 4)), _position(content, generator)
-    value = generator.choice((0, 1, (1 << 8 * size) - 1, (1 << 8 * size - 1) - 1, 1 << 8 * size - 1, 30_000, 65_000))
+    value = generator.choice(
+        (0, 1, (1 << 8 * size) - 1, (1 << 8 * size - 1) - 1, 1 << 8 * size - 1, 30_000, 65_000)
+    )
     content[start : start + size] = value.to_bytes(size, generator.choice(("little", "big")))
     return bytes(content)
 
@@ -263,7 +265,9 @@ def originals(folder: object) -> None:
         except InputError:
             continue  # a format that is refused as such
         turned = [image.transpose(method) for method in Image.Transpose]
-        _ORIGINALS[name] = [f"{i.size}".encode() + i.tobytes() for i in (image, ImageOps.exif_transpose(image), *turned)]
+        _ORIGINALS[name] = [
+            f"{i.size}".encode() + i.tobytes() for i in (image, ImageOps.exif_transpose(image), *turned)
+        ]
 
 
 def is_shown_by(image: Image.Image, name: str) -> bool:

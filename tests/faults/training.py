@@ -79,7 +79,9 @@ def run(settings: Settings) -> Iterator[Tally]:
     world.extract()
     chains = settings.cases(40)
     ways = {name: Training(world, name) for name in list(WAYS)[: len(chains)]}
-    print(f"  undisturbed: {', '.join(f'{way.name} {way.seconds:.1f} s' for way in ways.values())}", flush=True)
+    print(
+        f"  undisturbed: {', '.join(f'{way.name} {way.seconds:.1f} s' for way in ways.values())}", flush=True
+    )
 
     def results() -> Iterator[Result]:
         for number in chains:
@@ -158,7 +160,9 @@ def compare(expected: Any, found: Any, name: str = "") -> str:
         same = isinstance(found, torch.Tensor) and expected.equal(found)
         return "" if same else f"{name} differ from an undisturbed run"
     if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
-        return next(filter(None, (compare(v, found[k], f"{name} {k}".strip()) for k, v in expected.items())), "")
+        return next(
+            filter(None, (compare(v, found[k], f"{name} {k}".strip()) for k, v in expected.items())), ""
+        )
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         return next(filter(None, (compare(v, f, name) for v, f in zip(expected, found, strict=True))), "")
     return "" if expected == found else f"{name} differ: {expected!s:.100} and {found!s:.100}"

@@ -13,7 +13,12 @@ EXTRACTOR = [  # 40 pictures a second or more
     "features.extractor.image_size=[32,32]", "features.run.batch_size=4",
 ]  # fmt: skip
 TRAINING = ["logger=csv", "trainer.precision=32", "data.batch_size=16", "data.bucket_pool=2"]
-MODEL = ["model.encoder.output_dim=8", "model.attention_dim=8", "model.embedding_dim=8", "model.hidden_dim=16"]
+MODEL = [
+    "model.encoder.output_dim=8",
+    "model.attention_dim=8",
+    "model.embedding_dim=8",
+    "model.hidden_dim=16",
+]
 
 
 class World:
@@ -40,10 +45,14 @@ class World:
         command = self.command(name, *options)
         outcome, message = command.judge()
         if outcome != Outcome.SURVIVED:
-            raise RuntimeError(f"{name} {' '.join(options)} fails without any fault: {message}\n{command.text[-2000:]}")
+            raise RuntimeError(
+                f"{name} {' '.join(options)} fails without any fault: {message}\n{command.text[-2000:]}"
+            )
 
     def extract(self, *options: str) -> None:
-        self.must("extract", *self.options, f"hydra.run.dir={self.folder}/run-extract", "prepare=true", *options)
+        self.must(
+            "extract", *self.options, f"hydra.run.dir={self.folder}/run-extract", "prepare=true", *options
+        )
 
     def train(self, run: str, *options: str) -> Path:
         """Train, undisturbed; return the run folder."""
