@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: `conf/` stands at the top of the repository and travels inside the package."""
+"""What pyproject.toml cannot say: `conf/` stands at the top of the repository but travels in the package."""
 
 import shutil
 from pathlib import Path
