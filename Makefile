@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: install check test lint demo clean
+.PHONY: install check test lint faults demo clean
 
 install: $(VENV)/installed
 
@@ -24,6 +24,10 @@ lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# Kills, damaged files and races by the ten thousand: about an hour, not in CI. OPTIONS=--quick takes a minute.
+faults: install
+	OMP_NUM_THREADS=1 $(RUN) -m tests.faults all $(OPTIONS)
 
 demo: install
 	$(RUN) -m captioning.demo

@@ -21,6 +21,7 @@ from captioning import checkpoint
 from captioning.checkpoint.archive import MAX_PICKLE, check_archive
 from captioning.errors import InputError
 from captioning.training import assemble
+from captioning.training.schedules import check_optimizer_states
 from tests.conftest import compose_config
 
 Change = Callable[[dict[str, Any]], Any]
@@ -119,9 +120,11 @@ class TestParts:
             checkpoint.read(path)
 
     def test_a_part_of_a_part_is_named_too(self, content: dict[str, Any], tmp_path: Path) -> None:
-        path = changed(content, tmp_path / "a.ckpt", without("captioning", "features", "extractor"))
-        with pytest.raises(InputError, match="does not say its 'extractor'"):
-            checkpoint.read(path)["captioning"]["features"]["extractor"]
+        for part, needed in (("features", "extractor"), ("data", "reader")):
+            path = changed(content, tmp_path / "a.ckpt", at("captioning", part, needed, to="x"))
+            with pytest.raises(InputError, match=f"is damaged: its {part} names no {needed}"):
+                checkpoint.read(path)
+            del content["captioning"][part]
 
     @pytest.mark.parametrize("number", [float("nan"), float("inf")])
     def test_weights_that_are_no_numbers_are_refused(
@@ -450,6 +453,9 @@ class TestResuming:
               ("loops", "callbacks", "optimizer_states", "lr_schedulers")),
             *((without("captioning", part), f"can't be resumed: its {part} is None") for part in
               ("random_state", "cuda_random_state", "objective_state", "history")),
+            (at("optimizer_states", 0, to={}), "its optimizer 0 has no state and param_groups"),
+            (at("optimizer_states", 0, "param_groups", 0, "lr", to=float("nan")), "its learning rate is nan"),
+            (at("optimizer_states", 0, "param_groups", 0, to=None), "its learning rate is None"),
             (at("optimizer_states", to=[]), r"its optimizer_states is \[\], needed is a list; give start_from="),
             (at("captioning", "history", to=[{"cider_d": "high"}]), "its history holds"),
             (at("captioning", "history", to=[{"cider_d": float("nan")}]), "its history holds"),
@@ -472,8 +478,9 @@ class TestResuming:
         "change",
         [
             at("captioning", "random_state", to=torch.zeros(3)),
-            at("optimizer_states", 0, "state", to={0: {"exp_avg": torch.ones(3)}}),
-            at("optimizer_states", 0, to={}),
+            at("optimizer_states", 0, "state", 0, to={"exp_avg": 3}),
+            at("optimizer_states", 0, "param_groups", to=[{"lr": 1.0}]),
+            at("lr_schedulers", to=[{"_step_count": "x"}]),
             at("CaptionDataModule", to={"epoch": 1, "surplus": 2}),
             at("loops", "fit_loop", "epoch_loop.scheduler_progress", to=7),
         ],
@@ -482,8 +489,38 @@ class TestResuming:
         self, toy_overrides: list[str], content: dict[str, Any], tmp_path: Path, change: Change
     ) -> None:
         path = changed(content, tmp_path / "a.ckpt", change)
-        with pytest.raises(InputError, match="a.ckpt can't be resumed|optimizer"):
+        with pytest.raises(InputError, match="a.ckpt can't be resumed"):
             self.resume(toy_overrides, path, tmp_path / "run")
+
+    @pytest.mark.parametrize(
+        ("key", "entry", "message"),
+        [
+            (0, {"exp_avg": torch.ones(3)}, r"exp_avg has shape \(3,\), needed is \(.*start_from="),
+            (0, {"step": torch.ones(0)}, r"step has shape \(0,\), needed is \(\)"),
+            (999, {}, "a state of parameter 999"),
+            ("x", {}, "a state of parameter 'x'"),
+            (0, None, "a state of parameter 0"),
+        ],
+    )
+    def test_an_optimizer_that_does_not_fit_its_parameters_is_refused(
+        self, content: dict[str, Any], key: Any, entry: Any, message: str
+    ) -> None:
+        """A fused optimizer of PyTorch ends the process with a segmentation fault otherwise."""
+        parameters = list(content["state_dict"].values())
+        check_optimizer_states(content["optimizer_states"], parameters, "a.ckpt")
+        content["optimizer_states"][0]["state"][key] = entry
+        with pytest.raises(InputError, match=message):
+            check_optimizer_states(content["optimizer_states"], parameters, "a.ckpt")
+
+    @pytest.mark.slow
+    def test_inside_an_epoch_of_other_batches_no_training_goes_on(
+        self, toy_overrides: list[str], content: dict[str, Any], tmp_path: Path
+    ) -> None:
+        position = content["CaptionDataModule"]
+        position.update(epoch=0, batch=3)
+        path = changed(content, tmp_path / "a.ckpt", lambda _: position["order"].update(batch_size=99))
+        with pytest.raises(InputError, match="^resume= goes on inside an epoch, after batch 3, which was"):
+            self.resume([*toy_overrides, "scheduler=warmup_cosine"], path, tmp_path / "run")
 
     @pytest.mark.slow
     def test_no_path_in_a_file_is_followed(

@@ -322,7 +322,7 @@ class TestTrain:
             (["resume=nowhere"], "there is no checkpoint nowhere"),
             (["data.batch_size=0"], "data.batch_size=0 and eval_batch_size=64 must be"),
             (["data.vocabulary_size=3"], "vocabulary size 3 leaves no room"),
-            (["model.dropout=2"], "model can't be built as given: ValueError('dropout probability"),
+            (["model.dropout=2"], "can't be built as given: ValueError('dropout probability"),
             (["experiment=coco3k"], "there is no experiment=coco3k; did you mean coco30k?"),
             (["seed=abc"], "seed=abc must be a whole number from 0"),
             (["max_epochs=2.5"], "max_epochs=2.5 must be a whole number"),
@@ -392,7 +392,7 @@ class TestExtract:
     def test_extract_verify_damage_repair(self, toy_overrides: list[str], tmp_path: Path) -> None:
         options = self.options(toy_overrides, tmp_path / "f.h5")
         first = call("extract", *options, cwd=tmp_path)
-        assert first.returncode == 0 and "40 made" in first.stdout, first.stderr
+        assert first.returncode == 0 and "40 extracted" in first.stdout, first.stderr
         assert call("extract", *options, "verify=true", cwd=tmp_path).returncode == 0
         content = bytearray((tmp_path / "f.h5").read_bytes())
         with h5py.File(tmp_path / "f.h5") as file:

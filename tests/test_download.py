@@ -1,5 +1,6 @@
 """Downloads from servers on this machine that break off, lie and repeat themselves: resumed or refused."""
 
+import errno
 import hashlib
 import http.server
 import io
@@ -299,6 +300,24 @@ def test_a_disk_that_is_too_small_is_noticed_before(tmp_path: Path, monkeypatch:
     with pytest.raises(InputError, match="needs 0.00 GB more"):
         unpack(tmp_path / "f.zip", tmp_path, "f")
     assert not (tmp_path / "f").exists()
+
+
+def test_a_full_disk_is_no_fault_of_server_or_archive(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "f.zip.partial").write_bytes(FILE[:90_000])
+    monkeypatch.setattr(download, "_write", fill)
+    with pytest.raises(OSError, match="No space left"):
+        fetch(server + "f.zip", tmp_path / "f.zip", **PUBLISHED)
+    assert (tmp_path / "f.zip.partial").read_bytes() == FILE[:90_000]
+    (tmp_path / "f.zip").write_bytes(FILE)
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", fill)
+    with pytest.raises(OSError, match="No space left"):
+        unpack(tmp_path / "f.zip", tmp_path, "f")
+    assert not (tmp_path / "f").exists() and not (tmp_path / "f.partial").exists()
 
 
 # --- archives ---

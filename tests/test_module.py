@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -329,8 +330,11 @@ def test_a_resumed_run_inherits_the_best_epoch_so_far(
     content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     [key] = [key for key in content["callbacks"] if key.startswith("BestCheckpoint")]
     content["callbacks"][key]["best_model_score"] = torch.tensor(1e6)
-    torch.save(content, tmp_path / "last.ckpt")
-    run(toy_overrides, tmp_path / "more", "trainer.max_epochs=3", f"resume={tmp_path / 'last.ckpt'}")
+    old = tmp_path / "old" / "checkpoints"
+    old.mkdir(parents=True)
+    torch.save(content, old / "last.ckpt")
+    shutil.copy(trained / "checkpoints" / "best.ckpt", old)
+    run(toy_overrides, tmp_path / "more", "trainer.max_epochs=3", f"resume={tmp_path / 'old'}")
     best = tmp_path / "more" / "checkpoints" / "best.ckpt"
     assert best.read_bytes() == (trained / "checkpoints" / "best.ckpt").read_bytes()
 

@@ -198,7 +198,7 @@ def test_evaluation_cannot_see_references(toy_overrides: list[str], tmp_path: Pa
              "model.attribute_ranks=[1,6]", "model.num_likely=2", "model.hidden_dim=8", "model.embedding_dim=8"]  # fmt: skip
     assemble(compose_config("train", *kept, *small, f"output_dir={tmp_path}")).fit()
     loaded = checkpoint.load(checkpoint.locate(tmp_path))
-    data = build_data(compose_config("evaluate", f"checkpoint={tmp_path}", "output_dir=none"), loaded)
+    data = build_data(loaded, None, [], split="val", features_path=None)
 
     def caption() -> dict[str, str]:
         batches = data.image_dataloader("val", without_captions=True)

@@ -22,7 +22,7 @@ _PARTS = {  # of the metadata: what a part must be where it is there
 
 
 class Metadata(dict[str, Any]):
-    """A part of a checkpoint's metadata; what it lacks is named together with the file."""
+    """The metadata of a checkpoint; a part that it lacks is named together with the file."""
 
     def __init__(self, parts: Mapping[str, Any], path: str | Path) -> None:
         super().__init__(parts)
@@ -100,8 +100,7 @@ def read(path: str | Path) -> dict[str, Any]:
             "version of captioning, whose parameters have other names; train again, or use that version"
         )
     _check_parts(content, path)
-    nested = {part: Metadata(metadata[part], path) for part in ("data", "features") if part in metadata}
-    return {**content, "captioning": Metadata({**metadata, **nested}, path)}
+    return {**content, "captioning": Metadata(metadata, path)}
 
 
 def _check_parts(content: Mapping[str, Any], path: Path) -> None:
@@ -110,6 +109,9 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         if part in metadata and not isinstance(metadata[part], kind):
             found = type(metadata[part]).__name__
             raise InputError(f"{path} is damaged: its {part} is a {found}, needed is a {kind.__name__}")
+    for part, needed in (("features", "extractor"), ("data", "reader")):
+        if part in metadata and not isinstance(metadata[part].get(needed), dict):
+            raise InputError(f"{path} is damaged: its {part} names no {needed}")
     if not all(isinstance(word, str) for word in metadata.get("words", [])):
         raise InputError(f"{path} is damaged: its words are not all texts")
     weights = content.get("state_dict")
@@ -144,6 +146,14 @@ def check_resumable(content: Mapping[str, Any], path: str | Path) -> None:
                 f"{path} can't be resumed: its {part} is {found!r:.40}, needed is a {kind.__name__}; give "
                 "start_from= to begin a training with its weights and words"
             )
+    for number, optimizer in enumerate(content["optimizer_states"]):
+        groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
+        if not (isinstance(groups, list) and isinstance(optimizer.get("state"), dict)):
+            raise InputError(f"{path} can't be resumed: its optimizer {number} has no state and param_groups")
+        for group in groups:
+            rate = group.get("lr") if isinstance(group, dict) else None
+            if not (isinstance(rate, (int, float)) and math.isfinite(rate)):
+                raise InputError(f"{path} can't be resumed: its learning rate is {rate!r:.40}")
     for epoch in content["captioning"]["history"]:
         numbers = epoch.values() if isinstance(epoch, dict) else [None]
         if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):

@@ -25,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from captioning.cli.help import help_text
 from captioning.cli.messages import input_error, options_error, refuse_fractions, refuse_missing
+from captioning.cli.names import keep_names, refuse_numbers
 from captioning.errors import InputError
 from captioning.files import CONF
 from captioning.vocabulary import printable
@@ -57,10 +58,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             # Hydra then raises what is wrong with the options instead of printing it in its own words.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             _new_folder.cache_clear()
+            typed = sys.argv
+            sys.argv = [typed[0], *keep_names(typed[1:])]
             try:
                 return run()
             except HydraException as error:
-                _exit_with(options_error(error, config_name, sys.argv[1:]))
+                _exit_with(options_error(error, config_name, typed[1:]))
             except OSError as error:  # Hydra could not make the run folder
                 if (problem := input_error(error)) is None:
                     raise
@@ -68,6 +71,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             except KeyboardInterrupt:
                 print("stopped", file=sys.stderr)
                 raise SystemExit(130) from None
+            finally:
+                sys.argv = typed
+                del os.environ["HYDRA_FULL_ERROR"]  # processes started later are not ours to change
 
         return entry
 
@@ -87,6 +93,7 @@ def _guarded(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         options = OmegaConf.to_container(config, resolve=False)
         refuse_missing(options)
         refuse_fractions(options)
+        refuse_numbers(options)
         return main(config)
     except (InputError, InstantiationException, OmegaConfBaseException, OSError) as error:
         message = input_error(error)

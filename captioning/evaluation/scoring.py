@@ -78,7 +78,7 @@ def score(
         resamples: of the bootstrap.
 
     Raises:
-        InputError: an unknown metric, or none.
+        InputError: see `check_metrics`.
     """
     check_metrics(metrics)
     scores, unavailable = _score(captions, references, metrics, frequencies)
@@ -89,8 +89,7 @@ def score(
         for metric, sums in statistics.items()
         if len(captions) > 1
     }
-    # Lengths and novelty count the vocabulary's words, not the toolkit's: a model never writes "t-shirt" as
-    # one word, and that must not make its captions novel.
+    # The vocabulary's words: a model never writes the toolkit's "t-shirt", which must not count as novel.
     words = [tokenize(caption) for caption in captions.values()]
     length_metric = "cider_d" if "cider_d" in scores else next(iter(scores), "")
     return Evaluation(

@@ -44,8 +44,7 @@ def attention_figure(
         attention: (T, R) weights of each word over the regions.
         boxes: (R, 4) x1 y1 x2 y2 as fractions of the image, for detector regions.
         grid: H and W of the cells where there are no boxes; None takes a square grid.
-        image_size: H and W in pixels of what the network saw, to place its grid; None stretches the grid over
-            the whole image.
+        image_size: H and W in pixels of the network's input, to place the grid; None stretches it.
         title: above all panels.
 
     Returns:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from captioning.errors import InputError
 from captioning.features.file_kinds import is_url
+from captioning.features.images import registered_formats
 from captioning.files import IMAGE_SUFFIXES
 
 _MAX_SHOWN = 20  # names that one message lists
@@ -82,7 +83,7 @@ def _is_picture(path: Path) -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a large picture is warned about when it is read
-            with Image.open(path):
+            with Image.open(path, formats=registered_formats()):
                 return True
     except Exception:  # the parsers of Pillow raise anything
         return False

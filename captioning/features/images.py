@@ -149,7 +149,7 @@ def _decode(file: IO[bytes], *, tiff_metadata: bool = True) -> tuple[Image.Image
     """Return the RGB image, and whether it has lost the differences that the values in the file have."""
     file.seek(0)
     try:
-        opened = Image.open(file, formats=[name for name in FORMATS if _is_registered(name)])
+        opened = Image.open(file, formats=registered_formats())
     except UnidentifiedImageError as error:
         file.seek(0)
         kind = describe_content(file.read(HEAD)) or f"none of the formats {', '.join(FORMATS)}"
@@ -170,6 +170,11 @@ def _decode(file: IO[bytes], *, tiff_metadata: bool = True) -> tuple[Image.Image
         converted = to_rgb(turned)
         converted.info.clear()  # or whoever looks at its orientation would turn it again
         return converted, _is_constant(converted, int(_is_numeric(turned))) and _varies(turned)
+
+
+def registered_formats() -> list[str]:
+    """List those of `FORMATS` that this installation of Pillow has a decoder for."""
+    return [name for name in FORMATS if _is_registered(name)]
 
 
 def _is_registered(name: str) -> bool:

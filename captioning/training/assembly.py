@@ -26,6 +26,7 @@ from captioning.training.callbacks import HOOKS, LOGGING, SampleCaptions, TraceS
 from captioning.training.checkpoint_io import AtomicCheckpointIO
 from captioning.training.module import CaptioningModule
 from captioning.training.run import Run
+from captioning.training.schedules import check_optimizer_states
 from captioning.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
     module = build_module(config, data)
     if start:  # also to resume, where Lightning would load the weights itself but not say what is wrong
         load_weights(module, start, data, str(resume or config.start_from))
+        if resume:
+            check_optimizer_states(start["optimizer_states"], module.trained_parameters(), str(resume))
     else:
         if module.objective.needs_trained_model:
             log.warning("this objective learns next to nothing from random weights; give start_from=<run>")

@@ -70,7 +70,7 @@ class CaptioningModule(LightningModule):
         self._num_words = 0  # that the sums are over
         self._random_state: dict[str, Any] | None = None  # before a validation that is under way
         self.history: list[dict[str, float]] = []
-        self.has_begun = False  # everything is built and restored
+        self.has_begun = False  # everything is built and restored, and has trained on a batch
 
     def on_fit_start(self) -> None:
         """Give the objective the training references and the words."""
@@ -180,26 +180,29 @@ class CaptioningModule(LightningModule):
         """Caption the images of a batch."""
         return self.decoding(self.model, batch.features, batch.mask)
 
+    def trained_parameters(self) -> list[Tensor]:
+        """Return what the optimizer is given, in its order."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule over all steps.
 
         Raises:
             InputError: they refuse their options.
         """
+        # This builds the loader, whose errors are no matter of the optimizer.
+        steps = int(self.trainer.estimated_stepping_batches) if self._scheduler else 0
         try:
-            optimizer = self._optimizer(
-                parameter for parameter in self.parameters() if parameter.requires_grad
-            )
+            optimizer = self._optimizer(self.trained_parameters())
             if self._scheduler is None:
                 return optimizer
-            schedule = self._scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+            schedule = self._scheduler(optimizer, steps)
         except (TypeError, ValueError) as error:
             raise InputError(f"optimizer= and scheduler= can't be built as given: {error}") from error
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
         """Let the options given now win over those that a resumed optimizer remembers."""
-        self.has_begun = True
         if self.trainer.fit_loop.restarted_mid_epoch:  # Lightning then leaves out `on_train_epoch_start`
             self.objective.begin_epoch(self.current_epoch)
         schedules = [config.scheduler for config in self.trainer.lr_scheduler_configs]
@@ -229,6 +232,9 @@ class CaptioningModule(LightningModule):
                 "optimizer.fused=false, or trainer.precision=bf16-mixed"
             )
         self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.has_begun = True
 
     def on_validation_start(self) -> None:
         """Keep the random state: training that is resumed inside a validation begins it anew."""

@@ -1,11 +1,18 @@
-"""Learning-rate schedules over a known number of steps: (optimizer, total_steps, *, …) -> scheduler."""
+"""Learning-rate schedules over a known number of steps: (optimizer, total_steps, *, …) -> scheduler.
+
+Also what becomes of the optimizer in a checkpoint when a training goes on from it.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from captioning.errors import InputError
 
 
 def warmup_cosine(
@@ -56,3 +63,29 @@ def apply_new_options(optimizer: Optimizer, schedules: Sequence[Any]) -> None:
             group["initial_lr"] = peak
         for schedule in schedules:
             schedule.base_lrs[number] = peak
+
+
+def check_optimizer_states(
+    states: Sequence[Mapping[str, Any]], parameters: Sequence[Tensor], path: str
+) -> None:
+    """Refuse the state of an optimizer that does not fit its parameters; fused kernels would read beyond it.
+
+    Args:
+        states: of a checkpoint's optimizers.
+        parameters: of each of them.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        InputError: names the entry.
+    """
+    for key, entries in (item for state in states for item in state["state"].items()):
+        if type(key) is not int or not 0 <= key < len(parameters) or not isinstance(entries, dict):
+            raise InputError(f"{path} can't be resumed: its optimizer has a state of parameter {key!r:.40}")
+        for name, value in entries.items():
+            needed = torch.Size() if name == "step" else parameters[key].shape
+            # Adafactor keeps sums over rows and columns; its kernels check for themselves.
+            if isinstance(value, Tensor) and value.shape != needed and name not in ("row_var", "col_var"):
+                raise InputError(
+                    f"{path} can't be resumed: its optimizer's {name} has shape {tuple(value.shape)}, needed "
+                    f"is {tuple(needed)}; give start_from= to begin a training with its weights"
+                )
