@@ -53,14 +53,7 @@ def prepare(
     if existing is None:
         _create(path, _new_records(image_ids, places), shape, provenance, with_boxes)
         return partial
-    with layout.open_cache(existing) as file:
-        check_provenance(printable(existing), json.loads(file.attrs["provenance"]), provenance)
-        if (found := file["features"].shape[1:]) != shape:
-            raise InputError(
-                f"{printable(existing)} holds rows of shape {found}, not {shape}; delete it, or set "
-                "features.path=<another>"
-            )
-        records = file["rows"][:]
+    records = _records_of(existing, shape, provenance)
     intact = layout.checksums(records) == records["checksum"]
     kept = np.flatnonzero(intact & (records["image_id"] != b""))
     old_ids = [layout.decode(key) for key in records["image_id"][kept].tolist()]
@@ -76,6 +69,19 @@ def prepare(
         fresh[field][: len(kept)] = records[field][kept]
     _create(path, fresh, shape, provenance, with_boxes, copy=(existing, kept))
     return partial
+
+
+def _records_of(existing: Path, shape: tuple[int, int], provenance: Mapping[str, Any]) -> np.ndarray:
+    """Read the records of a file that was made with the same options."""
+    with layout.open_cache(existing) as file:
+        check_provenance(printable(existing), json.loads(file.attrs["provenance"]), provenance)
+        if (found := file["features"].shape[1:]) != shape:
+            raise InputError(
+                f"{printable(existing)} holds rows of shape {found}, not {shape}; delete it, or set "
+                "features.path=<another>"
+            )
+        records: np.ndarray = file["rows"][:]
+    return records
 
 
 def _new_records(

@@ -81,10 +81,9 @@ class TimmBackbone(FrozenExtractor):
                 self.network.set_input_size(img_size=self.image_size)
             self._gives_maps = self._ends_in_maps()
             if state is None:
-                has_norms = any(isinstance(layer, nn.BatchNorm2d) for layer in self.network.modules())
-                self.freeze(
-                    weights, calibration_images([9] * 16, self.image_size, seed) if has_norms else None
-                )
+                norms = any(isinstance(layer, nn.BatchNorm2d) for layer in self.network.modules())
+                images = calibration_images([9] * 16, self.image_size, seed) if norms else None
+                self.freeze(weights, images)
             else:
                 self.restore(state)
             self.measure()

@@ -4,7 +4,9 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+from captioning.features import FeatureCache
 from captioning.files import partial_path
 from tests.faults.children import Trap
 from tests.faults.settings import Settings
@@ -36,7 +38,7 @@ class Extraction:
         started = time.perf_counter()
         self.run()
         self.seconds = time.perf_counter() - started
-        self.expected = self.path.read_bytes()
+        self.expected, self.rows = self.path.read_bytes(), rows(self.path)
 
     def options(self, *more: str) -> list[str]:
         return [
@@ -71,6 +73,11 @@ def run(settings: Settings) -> Iterator[Tally]:
             yield from chain(f"{number} {way.name}", way, generator)
 
     yield Tally("kills of the extraction").take(results())
+    meetings = (
+        Result(f"{number}", *meet(ways[0], settings.generator("meetings", number)))
+        for number in settings.cases(40)
+    )
+    yield Tally("extractions of a part and of all at once").take(meetings)
 
 
 def prepare(world: World) -> None:
@@ -108,6 +115,36 @@ def chain(name: str, way: Extraction, generator: random.Random) -> Iterator[Resu
         outcome, message = Outcome.LOST, "a partial file stays beside the finished one"
     for place in killed:
         yield Result(f"{name}, {place}", outcome, message)
+
+
+def meet(way: Extraction, generator: random.Random) -> tuple[Outcome, str]:
+    """Start two extractions into one file, of the same pictures or of a part of them; then complete it."""
+    way.reset()
+    tables = [way.world.folder / generator.choice(("all.csv", "some.csv")) for _ in range(2)]
+    running = []
+    for table in tables:
+        # The later of two options with the same name counts.
+        running.append(way.world.command("extract", *way.options(f"data.reader.file={table}")))
+        time.sleep(generator.choice((0.0, 0.0, 0.1, 0.5, 1.0)))
+    outcomes = [command.judge() for command in running]
+    for outcome, message in outcomes:
+        if outcome in (Outcome.LOST, Outcome.CRASHED):
+            return outcome, message
+    refused = [message for outcome, message in outcomes if outcome == Outcome.REPORTED]
+    if len(refused) == 2:
+        return Outcome.LOST, f"neither ended well: {refused}"
+    outcome, message = way.world.command("extract", *way.options()).judge()
+    if outcome != Outcome.SURVIVED:
+        return Outcome.LOST, f"cannot be completed: {message}"
+    if partial_path(way.path).exists() or rows(way.path) != way.rows:
+        return Outcome.LOST, "the completed file differs from that of an undisturbed run"
+    return (Outcome.REPORTED, refused[0]) if refused else (Outcome.SURVIVED, "")
+
+
+def rows(path: Path) -> dict[str, bytes]:
+    """Read the features of every picture, wherever its row stands."""
+    cache = FeatureCache(path)
+    return {image_id: cache.read([image_id]).tobytes() for image_id in cache.image_ids}
 
 
 def draw_place(
