@@ -71,7 +71,7 @@ def prepare(
     return partial
 
 
-def _records_of(existing: Path, shape: tuple[int, int], provenance: Mapping[str, Any]) -> np.ndarray:
+def _records_of(existing: Path, shape: tuple[int, int], provenance: Mapping[str, Any]) -> Any:
     """Read the records of a file that was made with the same options."""
     with layout.open_cache(existing) as file:
         check_provenance(printable(existing), json.loads(file.attrs["provenance"]), provenance)
@@ -80,8 +80,7 @@ def _records_of(existing: Path, shape: tuple[int, int], provenance: Mapping[str,
                 f"{printable(existing)} holds rows of shape {found}, not {shape}; delete it, or set "
                 "features.path=<another>"
             )
-        records: np.ndarray = file["rows"][:]
-    return records
+        return file["rows"][:]
 
 
 def _new_records(
