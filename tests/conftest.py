@@ -3,6 +3,7 @@ size.
 """
 
 import json
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,10 @@ from captioning.models import (
 )
 from captioning.objectives import Objective, Reinforce
 from captioning.vocabulary import END, START
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, which some of them send.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VOCABULARY, REGIONS, DIM = 11, 5, 6
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from captioning import checkpoint
+from captioning.checkpoint import build
 from captioning.checkpoint.archive import MAX_PICKLE, check_archive
 from captioning.errors import InputError
 from captioning.training import assemble
@@ -545,3 +546,10 @@ class TestResuming:
         assert precious.read_text() == "irreplaceable" and secret.read_text() == "a key"
         assert all(b"a key" not in file.read_bytes() for file in folder.iterdir())
         assert sorted(file.name for file in folder.iterdir()) == ["best.ckpt", "epoch01.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize("role", ["model", "extractor", "data"])
+def test_a_part_that_is_only_prepared_is_refused(role: str) -> None:
+    options = {"_target_": "captioning.models.RawFeatures", "_partial_": True}
+    with pytest.raises(InputError, match=f"only prepares its {role}"):
+        build(options, role)

@@ -5,7 +5,10 @@ import errno
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from captioning.training.callbacks import SampleCaptions
 from captioning.training.checkpoint_io import parse_interval
 from captioning.training.signals import StopRequest
 from tests.conftest import compose_config
+from tests.test_commands import ROOT, call
 
 
 class At(Callback):
@@ -256,6 +260,27 @@ class TestSignals:
         assert "stopped; no checkpoint was written yet" in capsys.readouterr().err
 
     @pytest.mark.slow
+    def test_a_job_that_is_preempted_and_requeued_goes_on(self, exact: list[str], tmp_path: Path) -> None:
+        """The command as a cluster runs it: the signal goes to loader processes too, then it starts again."""
+        options = [*exact, "hydra.run.dir=job7", "resume=auto", "checkpoint_every=10m", "data.num_workers=1"]
+        line = [sys.executable, "-m", "captioning.train", *options]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        with subprocess.Popen(
+            [*line, "trainer.max_epochs=500"], cwd=tmp_path, env=environment, text=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+        ) as first:  # fmt: skip
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "job7/checkpoints/epoch00.ckpt").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            os.killpg(first.pid, signal.SIGTERM)
+            assert "stopped; go on with resume=" in first.communicate(timeout=60)[1]
+        assert first.returncode == 143
+        before = checkpoint_of(tmp_path / "job7")["global_step"]
+        again = call("train", *options, f"trainer.max_epochs={before // 8 + 1}", cwd=tmp_path)
+        assert again.returncode == 0 and f"going on from {tmp_path}/job7" in again.stdout, again.stderr
+        assert checkpoint_of(tmp_path / "job7")["global_step"] == 8 * (before // 8 + 1) > before
+
+    @pytest.mark.slow
     def test_weights_that_are_no_numbers_do_not_replace_a_checkpoint(
         self, toy_overrides: list[str], tmp_path: Path
     ) -> None:
@@ -282,7 +307,7 @@ class TestResumeAuto:
         before = (unbroken / "checkpoints" / "last.ckpt").read_bytes()
         assert run.fit() is not None  # requeued after its end: nothing to do, and no mistake
         assert (unbroken / "checkpoints" / "last.ckpt").read_bytes() == before
-        (unbroken / "metrics_1.csv").rename(unbroken / "metrics.csv")
+        assert (unbroken / "metrics.csv").is_file() and not (unbroken / "metrics_1.csv").exists()
         with pytest.raises(InputError, match="has trained 2 epochs and max_epochs is 1"):
             prepare(exact, unbroken, "resume=auto", "trainer.max_epochs=1")
 

@@ -37,6 +37,8 @@ def build(options: Mapping[str, Any], role: str, trust: Sequence[str] = (), **pa
     """
     if not isinstance(options.get("_target_"), str):
         raise InputError(f"the checkpoint does not name the class of its {role}, which _target_ is to do")
+    if role in ("model", "extractor", "data") and options.get("_partial_"):
+        raise InputError(f"the checkpoint only prepares its {role} (_partial_) instead of building it")
     for key, value in _leaves(options):
         if key == "_target_":
             check_target(str(value), role, trust)

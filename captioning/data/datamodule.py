@@ -9,7 +9,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from captioning.data.dataset import CaptionDataset, ImageDataset, LengthBuckets, collate
+from captioning.data.dataset import (
+    CaptionDataset,
+    ImageDataset,
+    LengthBuckets,
+    collate,
+    own_process_group,
+)
 from captioning.data.records import Annotated, one_picture_per_id
 from captioning.data.summary import log_summary
 from captioning.errors import InputError
@@ -205,6 +211,7 @@ class CaptionDataModule(LightningDataModule):
             collate_fn=collate,  # type: ignore[arg-type]  # `__getitems__` builds whole batches
             generator=torch.Generator(),  # or each iterator would draw its seed from the generator of dropout
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=own_process_group,
             **options,
         )
 

@@ -1,5 +1,6 @@
 """Batches: the one place where the shapes of what models are fed with are stated."""
 
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -140,6 +141,12 @@ def pad_captions(captions: Sequence[Sequence[int]]) -> Tensor:
 def collate(batch: Batch) -> Batch:
     """Return what `__getitems__` built: it already is a batch."""
     return batch
+
+
+def own_process_group(worker: int) -> None:
+    """Move a loader process out of reach of Ctrl-C and other signals to a whole job: its parent ends it."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 class LengthBuckets(Sampler[list[int]]):

@@ -38,11 +38,15 @@ class Run(NamedTuple):
             len(self.module.vocabulary),
             self.folder,
         )
+        kept, metrics = None, self.folder / "metrics.csv"
         if self.trainer.is_global_zero:
             self.write_caption_ids()
+            kept = self._prepare_folder(metrics)
         self._fit()
         if self.trainer.is_global_zero:
             self.write_summary()
+            if kept and not metrics.exists():  # there was nothing left to train
+                kept.rename(metrics)
         best: Any = self.trainer.checkpoint_callback
         if best is None or best.best_model_score is None:
             return None
@@ -54,22 +58,24 @@ class Run(NamedTuple):
         """Number of trained and frozen parameters of the model."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
-    def _prepare_folder(self) -> None:
-        """Clear away what a kill has left in the run folder, and keep what this run would overwrite."""
+    def _prepare_folder(self, metrics: Path) -> Path | None:
+        """Clear away what a kill has left in the run folder, and keep what this run would overwrite.
+
+        Returns:
+            the new name of the metrics, if there were any; Lightning's CSVLogger begins a new file.
+        """
         checkpoints = self.folder / "checkpoints"
         for unfinished in checkpoints.glob(f"*{PARTIAL}"):
             unfinished.unlink()
         if self.resume:
             # Killed before its first checkpoint, this run is resumed from there, not from its best epoch.
             copy_checkpoint(self.resume, checkpoints / LAST)
-            metrics = self.folder / "metrics.csv"
-            if metrics.is_file():  # Lightning's CSVLogger begins a new file
-                free = (self.folder / f"metrics_{number}.csv" for number in itertools.count(1))
-                metrics.rename(next(path for path in free if not path.exists()))
+        if not (self.resume and metrics.is_file()):
+            return None
+        free = (self.folder / f"metrics_{number}.csv" for number in itertools.count(1))
+        return metrics.rename(next(path for path in free if not path.exists()))
 
     def _fit(self) -> None:
-        if self.trainer.is_global_zero:
-            self._prepare_folder()
         try:
             self.trainer.fit(self.module, datamodule=self.data, ckpt_path=self.resume, weights_only=True)
         except SystemExit as stop:
