@@ -118,7 +118,7 @@ def build_extractor(
     if broken := [name for name, part in state.items() if not part.isfinite().all()]:
         raise InputError(f"the file's extractor_state holds numbers that are not finite, in {broken[0]}")
     # Hydra takes no tensors among its arguments.
-    build = checkpoint.build({**options, "_partial_": True}, "extractor", trust)
+    build = checkpoint.build(options, "extractor", trust, partial=True)
     if "state" not in inspect.signature(build.func).parameters:
         raise InputError(
             f"{options['_target_']} cannot be given the weights of a portable file: its constructor needs "

@@ -22,13 +22,16 @@ _LARGEST = {  # options of a stranger's file that could take a machine down by t
 }
 
 
-def build(options: Mapping[str, Any], role: str, trust: Sequence[str] = (), **parts: Any) -> Any:
+def build(
+    options: Mapping[str, Any], role: str, trust: Sequence[str] = (), *, partial: bool = False, **parts: Any
+) -> Any:
     """Instantiate plain options that came out of a checkpoint.
 
     Args:
         options: with `_target_`s.
         role: `model`, `extractor`, `reader`, `data` or `decoder`; what the `_target_`s may name.
         trust: packages whose classes are allowed as well.
+        partial: return the call without making it, for arguments that Hydra does not take, such as tensors.
         parts: arguments that replace options of the same name.
 
     Raises:
@@ -50,7 +53,7 @@ def build(options: Mapping[str, Any], role: str, trust: Sequence[str] = (), **pa
         if role == "model" and key == "device":
             raise InputError(f"the checkpoint puts its model on the device {value}; do not trust it")
     try:
-        return instantiate(dict(options), **parts)
+        return instantiate({**options, "_partial_": True} if partial else dict(options), **parts)
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
