@@ -93,6 +93,7 @@ FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
     "meshed_memory": family_of(MeshedMemory, num_levels=2, num_slots=3, **HEADS),
 }
 
+WITHOUT_ATTENTION = {"mean_pooled"}  # families whose `Step.attention` is None
 
 # The objective of a family that cross-entropy alone does not train.
 OBJECTIVES: dict[str, Callable[[], Objective]] = {

@@ -20,6 +20,7 @@ import torch
 from captioning import checkpoint
 from captioning.checkpoint import build
 from captioning.checkpoint.archive import MAX_PICKLE, check_archive
+from captioning.checkpoint.building import check_target
 from captioning.errors import InputError
 from captioning.training import assemble
 from captioning.training.schedules import check_optimizer_states
@@ -200,9 +201,9 @@ class TestTargets:
         precious.write_text("irreplaceable")
         inner = {"_target_": "captioning.data.read_flickr", "_partial_": True, "root": str(tmp_path)}
         options = {"_target_": "captioning.data.sample_captions", "_partial_": True, "reader": inner}
-        with pytest.raises(Exception, match="."):
+        with pytest.raises(InputError, match="sample_captions fails with the options it says: TypeError"):
             checkpoint.build_reader({**options, "ids_file": str(precious)})()
-        with pytest.raises(Exception, match="."):
+        with pytest.raises(InputError, match="read_toy fails with the options it says: TypeError"):
             checkpoint.build_reader(
                 {"_target_": "captioning.data.read_toy", "_partial_": True, "root": str(tmp_path / "new")}
             )()
@@ -221,9 +222,11 @@ class TestTargets:
         [
             ("model", {"activation": {"_target_": "torch.nn.Tanh", "device": "cpu"}}, "on the device cpu"),
             ("model", {"activation": "${oc.env:HOME}"}, "holds the interpolation"),
-            ("data", {"num_workers": 10**6}, "has num_workers = 1000000; the most is 64"),
-            ("data", {"eval_batch_size": 10**9}, "the most is 100000"),
-            ("extractor", {"image_size": [299, 10**6]}, "has image_size = 1000000; the most is 4096"),
+            ("data", {"num_workers": 10**6}, "has num_workers = 1000000; needed is a whole number up to 64"),
+            ("data", {"num_workers": -1}, "has num_workers = -1; needed is a whole number"),
+            ("data", {"eval_batch_size": 10**9}, "a whole number up to 100000"),
+            ("data", {"eval_batch_size": "many"}, "has eval_batch_size = 'many'"),
+            ("extractor", {"image_size": [299, 10**6]}, "has image_size = 1000000; needed is a whole number"),
             ("reader", {"file": "/dev/zero"}, "names /dev/zero, which is neither a file nor a folder"),
         ],
     )
@@ -553,3 +556,9 @@ def test_a_part_that_is_only_prepared_is_refused(role: str) -> None:
     options = {"_target_": "captioning.models.RawFeatures", "_partial_": True}
     with pytest.raises(InputError, match=f"only prepares its {role}"):
         build(options, role)
+
+
+def test_one_trusted_package_may_be_given_without_a_list() -> None:
+    check_target("my_package.models.Mine", "model", "my_package")
+    with pytest.raises(InputError, match=r"give trust=\[my_package\]"):
+        check_target("my_package.models.Mine", "model")

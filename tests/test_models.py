@@ -25,7 +25,7 @@ from captioning.models.encoder import masked_mean
 from captioning.models.recurrent import lstm_update, sort_by_length
 from captioning.objectives import CrossEntropy
 from captioning.vocabulary import PAD, START
-from tests.conftest import DIM, FAMILIES, OBJECTIVES, REGIONS, VOCABULARY, batch_of, build
+from tests.conftest import DIM, FAMILIES, OBJECTIVES, REGIONS, VOCABULARY, WITHOUT_ATTENTION, batch_of, build
 
 
 def step_by_step(model: CaptionModel, batch: Batch) -> Output:
@@ -99,7 +99,7 @@ def test_batch_order_is_irrelevant(model: CaptionModel, ragged: Batch) -> None:
     torch.testing.assert_close(straight.hidden[order], permuted.hidden)
 
 
-@pytest.mark.parametrize("with_attention", [family for family in FAMILIES if family != "mean_pooled"])
+@pytest.mark.parametrize("with_attention", sorted(FAMILIES.keys() - WITHOUT_ATTENTION))
 def test_attention_sums_to_one_over_real_regions(with_attention: str, ragged: Batch) -> None:
     attention = build(with_attention)(ragged.features, ragged.tokens[:, :-1], ragged.mask).attention
     assert attention is not None

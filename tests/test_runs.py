@@ -389,8 +389,10 @@ class TestFolders:
         for _ in range(20):
             read, write = os.pipe()
             if os.fork() == 0:
-                os.write(write, _new_folder.__wrapped__(str(tmp_path / "run")).encode())
-                os._exit(0)
+                try:
+                    os.write(write, _new_folder.__wrapped__(str(tmp_path / "run")).encode())
+                finally:
+                    os._exit(0)
             os.close(write)
             found.append(read)
         names = {os.read(read, 1000).decode() for read in found}

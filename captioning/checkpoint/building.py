@@ -1,7 +1,6 @@
 """What may be built from the options in a checkpoint: by role, and within sizes that a machine can bear."""
 
 import importlib
-import math
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,10 +44,12 @@ def build(
     for key, value in _leaves(options):
         if key == "_target_":
             check_target(str(value), role, trust)
+        elif key in _LARGEST and value is not None and not _is_count(value, _LARGEST[key]):
+            raise InputError(
+                f"the checkpoint has {key} = {value!r:.40}; needed is a whole number up to {_LARGEST[key]}"
+            )
         elif isinstance(value, str):
             _check_text(value)
-        elif isinstance(value, (int, float)) and value > _LARGEST.get(key, math.inf):
-            raise InputError(f"the checkpoint has {key} = {value}; the most is {_LARGEST[key]}")
         # On a device of its own a model would take memory before its shapes are compared with the weights.
         if role == "model" and key == "device":
             raise InputError(f"the checkpoint puts its model on the device {value}; do not trust it")
@@ -60,6 +61,10 @@ def build(
         raise InputError(
             f"the checkpoint's {role} can't be built as it says: {(error.__cause__ or error)!r:.300}"
         ) from error
+
+
+def _is_count(value: Any, limit: int) -> bool:
+    return type(value) is int and 0 <= value <= limit
 
 
 def _check_text(text: str) -> None:
@@ -90,8 +95,24 @@ def build_data(data: Mapping[str, Any], *, trust: Sequence[str] = (), **override
 
 
 def build_reader(reader: Mapping[str, Any], *, trust: Sequence[str] = ()) -> Any:
-    """Build the reader that a checkpoint describes: a function that gives records."""
-    return build(reader, "reader", trust)
+    """Build the reader that a checkpoint describes: a function that gives records.
+
+    Raises:
+        InputError: see `build`; also when it is called, as only then its options are used.
+    """
+    build_records = build(reader, "reader", trust)
+
+    def read() -> Any:
+        try:
+            return build_records()
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # whatever a function answers to arguments that it was not made for
+            raise InputError(
+                f"the checkpoint's reader {reader['_target_']} fails with the options it says: {error!r:.200}"
+            ) from error
+
+    return read
 
 
 def check_target(target: str, role: str, trust: Sequence[str] = ()) -> None:
@@ -100,6 +121,8 @@ def check_target(target: str, role: str, trust: Sequence[str] = ()) -> None:
     Raises:
         InputError: names it, and how to vouch for it.
     """
+    # A text is a sequence of its letters, none of which is the package that was meant.
+    trust = [trust] if isinstance(trust, str) else trust
     if not any(target == package or target.startswith(f"{package}.") for package in trust):
         module, _, name = target.rpartition(".")
         if not _ROLES[role](module, name):

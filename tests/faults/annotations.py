@@ -252,9 +252,11 @@ def text_cases(source: Source, text: bytes, generator: random.Random) -> Iterato
     yield Case(b"\x89PNG\r\n\x1a\n" + bytes(range(256)), True, "a picture")
     yield Case(b"\x1f\x8b\x08\0" + bytes(range(128)), True, "an archive")
     yield Case(
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", True, "a Git LFS pointer"
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
+        source.name != "folder",
+        "a Git LFS pointer",
     )
-    yield Case(b"<html><body>404</body></html>", True, "a page")
+    yield Case(b"<html><body>404</body></html>", source.name != "folder", "a page")
     yield Case(b"\xef\xbb\xbf" + text, False, "with a byte order mark")
     yield Case(text.replace(b"\n", b"\r\n"), False, "with the line ends of Windows")
     yield Case(text.decode().encode("utf-16"), True, "UTF-16")

@@ -203,12 +203,15 @@ def _become(
 ) -> NoReturn:
     status = 1
     try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.setpgid(0, 0)
         _redirect(log)
         os.chdir(folder)
         sys.argv = arguments
         if before:
             before()
+        # Before this line Ctrl-C would find the harness, not the program.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         main()
         status = 0
     except SystemExit as error:

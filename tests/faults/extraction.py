@@ -63,7 +63,7 @@ def run(settings: Settings) -> Iterator[Tally]:
     world = World(settings.room("extraction"))
     prepare(world)
     ways = [Extraction(world, name) for name in ("new", "workers", "added pictures")]
-    chains = settings.cases(48)
+    chains = settings.cases(80)
     print(f"  undisturbed: {', '.join(f'{way.name} {way.seconds:.1f} s' for way in ways)}", flush=True)
 
     def results() -> Iterator[Result]:
