@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Tests share the cores as processes, one thread each: small tensors gain nothing from more.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: install check test lint faults demo clean
 
@@ -15,10 +17,10 @@ $(VENV)/installed: pyproject.toml
 
 # For every save: linters, types and the fast laws, under two minutes on two cores.
 check: lint
-	$(RUN) -m pytest -m "not slow and not java"
+	$(PYTEST) -m "not slow and not java"
 
 test: install lint
-	$(RUN) -m pytest
+	$(PYTEST)
 
 lint: install
 	$(RUN) -m ruff check .

@@ -388,6 +388,7 @@ class TestSample:
         with pytest.raises(InputError, match="val_share is 1"):
             self.draw(val_share=1)
 
+    @pytest.mark.slow
     def test_a_file_of_train2014s_size_gives_the_posts_sample(self, tmp_path: Path) -> None:
         file = write(tmp_path / "captions_train2014.json", coco_content(images=82783))
         drawn = sample_captions(

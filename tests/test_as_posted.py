@@ -54,6 +54,7 @@ def test_shifted_targets_have_a_target_more_a_caption(ragged: Batch) -> None:
     assert shifted.num_words == CrossEntropy()(model, ragged).num_words + len(ragged.tokens)
 
 
+@pytest.mark.slow
 def test_exp_multinomial_is_noise_where_the_model_is_unsure() -> None:
     """S3, as simulated in the literature: the best of 5,000 words, at logit 1, is drawn 2 times in 1,000."""
     logits = torch.full((20_000, 5000), -4.0)

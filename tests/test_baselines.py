@@ -54,6 +54,7 @@ def test_global_features_are_means(toy_data: CaptionDataModule) -> None:
 
 
 @pytest.mark.parametrize("method", ["most_frequent", "nearest_neighbour"])
+@pytest.mark.slow
 def test_the_command_writes_a_result_file(
     method: str, toy_overrides: list[str], toy_data: CaptionDataModule, tmp_path: Path
 ) -> None:

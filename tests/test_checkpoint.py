@@ -352,6 +352,7 @@ BOMBS: dict[str, tuple[Bomb, str]] = {
 
 class TestArchives:
     @pytest.mark.parametrize("name", BOMBS)
+    @pytest.mark.slow
     def test_a_bomb_is_refused_before_memory_goes(self, name: str, tmp_path: Path) -> None:
         bomb, message = BOMBS[name]
         path = bomb.write(tmp_path / "bomb.ckpt")
@@ -457,6 +458,7 @@ class TestResuming:
               ("loops", "callbacks", "optimizer_states", "lr_schedulers")),
             *((without("captioning", part), f"can't be resumed: its {part} is None") for part in
               ("random_state", "cuda_random_state", "objective_state", "history")),
+            (at("optimizer_states", 0, "state", to={}), "its optimizer 0 has lost its state"),
             (at("optimizer_states", 0, to={}), "its optimizer 0 has no state and param_groups"),
             (at("optimizer_states", 0, "param_groups", 0, "lr", to=float("nan")), "its learning rate is nan"),
             (at("optimizer_states", 0, "param_groups", 0, to=None), "its learning rate is None"),

@@ -94,6 +94,7 @@ def complete(config: DictConfig, vocabulary_size: int) -> dict:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.slow
 def test_every_experiments_model_can_be_built(experiment: str) -> None:
     config = compose_config("train", f"experiment={experiment}", *NEEDED.get(experiment, ()), *FIXED)
     model = build_model(config, config.data.vocabulary_size)
@@ -101,6 +102,7 @@ def test_every_experiments_model_can_be_built(experiment: str) -> None:
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.slow
 def test_an_experiment_sets_only_what_every_option_of_the_group_has(experiment: str) -> None:
     """A stray key would leak into whoever swaps the group."""
     text = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
@@ -168,6 +170,7 @@ MODELS = [option for group, option in OPTIONS if group == "model"]
 
 
 @pytest.mark.parametrize("option", MODELS)
+@pytest.mark.slow
 def test_every_model_comes_back_from_a_checkpoint_alone(option: str, tmp_path: Path) -> None:
     """Through the file, as a stranger gets it: description, safe loading, instantiation, weights."""
     config = compose_config("train", f"model={option}", *FIXED)

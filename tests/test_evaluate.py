@@ -397,6 +397,7 @@ def configured(folder: Path, *options: object) -> Any:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_a_checkpoint_then_a_comparison_without_one_of_the_metrics(
         self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -445,6 +446,7 @@ class TestCommand:
         [file] = run(configured(tmp_path, *options, f"results={tmp_path / 'captions.json'}"))
         assert file.scores == model.scores and file.diversity == model.diversity and file.name == "captions"
 
+    @pytest.mark.slow
     def test_a_mistake_leaves_no_file(self, checkpoint: Path, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text('[{"image_id": 5, "caption": NaN}]')
         done = call("evaluate", "results=a.json", f"checkpoint={checkpoint}", "output_dir=run", cwd=tmp_path)
@@ -517,6 +519,7 @@ class TestCommand:
         for entry, first in zip(alternatives, captions, strict=True):
             assert len({first["caption"], *entry["captions"]}) == 3
 
+    @pytest.mark.slow
     def test_files_are_compared_with_nothing_but_data(self, toy_root: Path, tmp_path: Path) -> None:
         """No features are named, nor needed; the whole command, as what it composes matters here."""
         content = json.loads((toy_root / "toy" / "captions_val.json").read_text())

@@ -28,6 +28,7 @@ def misbehave(case: str) -> tuple[Outcome, str]:
 
 
 @pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.slow
 def test_a_child_that_dies_hangs_or_floods_costs_one_case(fresh: bool) -> None:
     cases = ["good", "raises", "dies", "good", "hangs", "floods", "good", "dies"]
     results = list(in_children(cases, misbehave, seconds=0.5, fresh=fresh))

@@ -491,6 +491,7 @@ class TestFrozenExtractor:
 
 
 class TestBackbone:
+    @pytest.mark.slow
     def test_inceptions_grid_is_64_regions_of_2048(self) -> None:
         backbone = Backbone(
             architecture="inception_v3", node="Mixed_7c", weights="random", image_size=[299, 299], **HALF

@@ -153,6 +153,7 @@ def test_the_next_word_depends_on_all_words_before(model: CaptionModel) -> None:
     assert (hidden[0] - hidden[1]).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_every_family_memorises_eight_captions(family: str) -> None:
     words = torch.Generator().manual_seed(5)
     batch = batch_of([torch.randint(4, VOCABULARY, (5,), generator=words).tolist() for _ in range(8)])

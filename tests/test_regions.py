@@ -227,6 +227,7 @@ class TestWeights:
         few = RegionDetector(**{**SIZES, "weights": str(tmp_path / "w.pth")})
         assert few.network.roi_heads.box_predictor.cls_score.out_features == 8
 
+    @pytest.mark.slow
     def test_a_copy_of_the_published_resnet50_is_read_as_torchvision_reads_it(self, tmp_path: Path) -> None:
         options = {**SIZES, "architecture": "fasterrcnn_resnet50_fpn"}
         state = RegionDetector(**options).network.state_dict()

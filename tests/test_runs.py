@@ -404,6 +404,7 @@ class TestFolders:
         assert _new_folder(f"{tmp_path}/file/run") == f"{tmp_path}/file/run"
 
     @pytest.mark.parametrize("name", ["train", "extract", "evaluate", "baseline"])
+    @pytest.mark.slow
     def test_every_command_that_has_a_run_folder_makes_it_exclusively(
         self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

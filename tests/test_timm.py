@@ -72,6 +72,7 @@ class TestGrid:
             ("pit_ti_224", 224, 224, (7, 7), 256),  # its last features are a class token alone
         ],
     )
+    @pytest.mark.slow
     def test_every_kind_of_network_says_regions_channels_and_grid_before_the_first_image(
         self, architecture: str, height: int, width: int, grid: tuple[int, int], feature_dim: int
     ) -> None:
@@ -97,6 +98,7 @@ class TestGrid:
 
     @pytest.mark.parametrize("architecture", [CNN, SWIN, VIT])
     @pytest.mark.parametrize("corner", [(0, 0), (0, 1), (1, 0), (1, 1)])
+    @pytest.mark.slow
     def test_the_region_that_changes_most_is_where_the_image_changes(
         self, architecture: str, corner: tuple[int, int]
     ) -> None:

@@ -56,6 +56,7 @@ def test_what_belongs_to_a_word_stays_in_it(text: str) -> None:
     assert tokenize(text) == [text]
 
 
+@pytest.mark.slow
 def test_every_character_gives_words_in_one_form() -> None:
     for char in map(chr, range(sys.maxunicode + 1)):
         for word in tokenize(f"a{char}"):

@@ -154,6 +154,10 @@ def check_resumable(content: Mapping[str, Any], path: str | Path) -> None:
             rate = group.get("lr") if isinstance(group, dict) else None
             if not (isinstance(rate, (int, float)) and math.isfinite(rate)):
                 raise InputError(f"{path} can't be resumed: its learning rate is {rate!r:.40}")
+            # Plain SGD remembers nothing; these are the options of averages over the steps.
+            averages = {"betas", "alpha", "rho"} & group.keys()
+            if averages and content.get("global_step") and not optimizer["state"]:
+                raise InputError(f"{path} can't be resumed: its optimizer {number} has lost its state")
     for epoch in content["captioning"]["history"]:
         numbers = epoch.values() if isinstance(epoch, dict) else [None]
         if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
