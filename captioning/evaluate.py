@@ -67,7 +67,9 @@ def main(config: DictConfig) -> list[Evaluation]:
     else:
         overrides = plain(config.model_options) if config.model_options else None
         loaded = load_members(checkpoints, trust=trust, model_options=overrides)
-        datamodule = build_data(loaded, data, trust, split=config.split, features_path=config.features_path)
+        datamodule = evaluation_data(
+            loaded, data, trust, split=config.split, features_path=config.features_path
+        )
         records = [record for split in datamodule.records.values() for record in split]
         references = References.of(str(datamodule.name), records, config.split).with_frequencies(
             **frequencies
@@ -172,7 +174,7 @@ def described_data(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def build_data(
+def evaluation_data(
     loaded: checkpoint.Loaded,
     data: DataOptions,
     trust: Sequence[str],
@@ -199,7 +201,7 @@ def build_data(
         "provenance": provenance,
         "words": loaded.vocabulary.words,
     }
-    build = partial(checkpoint.build_data, trust=trust) if data is None else instantiate
+    build = partial(checkpoint.build_datamodule, trust=trust) if data is None else instantiate
     with remedy_for_data() if data is None else nullcontext():
         datamodule: CaptionDataModule = build(options, **overrides)
         datamodule.prepare_data()

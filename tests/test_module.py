@@ -19,6 +19,7 @@ from captioning.errors import InputError
 from captioning.objectives import CrossEntropy
 from captioning.training import AtomicCheckpointIO, assemble, trace_shapes
 from captioning.training.assembly import build_data, build_module
+from captioning.training.module import refuse_damaged_features
 from tests.conftest import compose_config
 from tests.test_commands import call
 
@@ -109,6 +110,13 @@ def test_a_trace_of_shapes_changes_nothing(toy_overrides: list[str], toy_data: C
 def test_a_loss_that_is_no_number_stops_with_the_remedy(toy_overrides: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the loss is .* lower optimizer.lr"):
         run(toy_overrides, tmp_path, "optimizer.lr=1e30", "trainer.gradient_clip_val=null", "scheduler=none")
+
+
+def test_a_loss_that_damaged_features_spoil_names_their_image(ragged: Batch) -> None:
+    refuse_damaged_features(ragged)
+    ragged.features[2, 1, 3] = float("nan")
+    with pytest.raises(InputError, match="features of the image image2 hold NaN or Inf; .* repair=true"):
+        refuse_damaged_features(ragged)
 
 
 def test_a_broken_or_foreign_checkpoint_is_refused(tmp_path: Path, trained: Path) -> None:

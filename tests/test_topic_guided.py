@@ -15,7 +15,7 @@ from captioning import checkpoint
 from captioning.data.topics import TopicModel
 from captioning.decoding import greedy
 from captioning.errors import InputError
-from captioning.evaluate import build_data
+from captioning.evaluate import evaluation_data
 from captioning.evaluation.captions import caption_split
 from captioning.models import RawFeatures, TopicGuided
 from captioning.models.topic_guided import GuidedAttention
@@ -198,7 +198,7 @@ def test_evaluation_cannot_see_references(toy_overrides: list[str], tmp_path: Pa
              "model.attribute_ranks=[1,6]", "model.num_likely=2", "model.hidden_dim=8", "model.embedding_dim=8"]  # fmt: skip
     assemble(compose_config("train", *kept, *small, f"output_dir={tmp_path}")).fit()
     loaded = checkpoint.load(checkpoint.locate(tmp_path))
-    data = build_data(loaded, None, [], split="val", features_path=None)
+    data = evaluation_data(loaded, None, [], split="val", features_path=None)
 
     def caption() -> dict[str, str]:
         batches = data.image_dataloader("val", without_captions=True)

@@ -11,7 +11,7 @@ a model of `captioning.models` with layers of `torch.nn`, an extractor of `capti
 `trust` are allowed too.
 """
 
-from captioning.checkpoint.building import build, build_data, build_reader, check_target
+from captioning.checkpoint.building import build, build_datamodule, build_reader, check_target
 from captioning.checkpoint.loading import Loaded, load, override
 from captioning.checkpoint.reading import (
     BEST,
@@ -30,7 +30,7 @@ __all__ = [
     "LAST",
     "Loaded",
     "build",
-    "build_data",
+    "build_datamodule",
     "build_reader",
     "check_resumable",
     "check_target",

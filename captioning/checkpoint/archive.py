@@ -134,7 +134,7 @@ class _Skeleton(pickle._Unpickler):
     """Unpickles the containers of a checkpoint with stand-ins for its tensors.
 
     The interpreter that is written in Python, because its table of instructions can be cut down to those that
-    `torch.save` uses; among the others are some that reserve as much memory as they are told.
+    `torch.save` uses; among the others are some that reserve as much memory as the file asks for.
     """
 
     stack: list[Any]

@@ -81,7 +81,7 @@ def _check_text(text: str) -> None:
         )
 
 
-def build_data(data: Mapping[str, Any], *, trust: Sequence[str] = (), **overrides: Any) -> Any:
+def build_datamodule(data: Mapping[str, Any], *, trust: Sequence[str] = (), **overrides: Any) -> Any:
     """Build the datamodule that a checkpoint describes; nothing is drawn or downloaded for it.
 
     Args:
@@ -126,9 +126,14 @@ def check_target(target: str, role: str, trust: Sequence[str] = ()) -> None:
     if not any(target == package or target.startswith(f"{package}.") for package in trust):
         module, _, name = target.rpartition(".")
         if not _ROLES[role](module, name):
+            package = target.partition(".")[0]
+            remedy = (
+                "it was written by another version, or is not to be trusted"
+                if package == "captioning"
+                else f"if it is your own class, give trust=[{package}], else do not trust the file"
+            )
             raise InputError(
-                f"the checkpoint names {target} as its {role}, which captioning does not provide; if it is "
-                f"your own class, give trust=[{target.partition('.')[0]}], else do not trust the file"
+                f"the checkpoint names {target} as its {role}, which captioning does not provide; {remedy}"
             )
 
 

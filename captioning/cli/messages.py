@@ -42,7 +42,8 @@ def input_error(error: Exception) -> InputError | None:
         if isinstance(cause, InputError):
             return cause
         key = str(error).rpartition("full_key: ")[2].strip() or "the config"
-        return InputError(f"{key} can't be built as given: {cause!r}; HYDRA_FULL_ERROR=1 shows the traceback")
+        reason = cause if isinstance(cause, (TypeError, ValueError)) else repr(cause)
+        return InputError(f"{key} can't be built as given: {reason}; HYDRA_FULL_ERROR=1 shows the traceback")
     if isinstance(error, OmegaConfBaseException):
         return InputError(str(error).partition("\n")[0])
     return None

@@ -38,7 +38,7 @@ _METADATA = ("metadata.jsonl", "metadata.csv")
 _SUFFIX = "|".join(map(re.escape, IMAGE_SUFFIXES))
 _NEXT_RECORD = re.compile(rf"\n[^\n]*({_SUFFIX})\"?\s*[,;|\t]", re.IGNORECASE)
 
-Row = tuple[Place, dict[str, Any]]
+TableRow = tuple[Place, dict[str, Any]]
 
 
 def read_pairs(
@@ -89,7 +89,7 @@ def read_pairs(
     return records.finish()
 
 
-def _rows_of_folder(folder: Path, records: Records) -> Iterator[Row]:
+def _rows_of_folder(folder: Path, records: Records) -> Iterator[TableRow]:
     here = [folder / name for name in _METADATA if (folder / name).is_file()]
     below = [file for name in _METADATA for file in sorted(folder.glob(f"*/{name}"))]
     if len(here) > 1:
@@ -103,7 +103,7 @@ def _rows_of_folder(folder: Path, records: Records) -> Iterator[Row]:
         yield from _rows_of_texts(folder, records)
 
 
-def _rows_of_metadata(file: Path, records: Records) -> Iterator[Row]:
+def _rows_of_metadata(file: Path, records: Records) -> Iterator[TableRow]:
     """Read one table for all splits."""
     rows = list(_rows_of_table(file, records))
     _note_unused(file.parent, rows, records)
@@ -114,7 +114,7 @@ def _rows_of_metadata(file: Path, records: Records) -> Iterator[Row]:
         yield place, {**row, "split": split} if in_subfolders else row
 
 
-def _rows_of_split(file: Path, records: Records) -> Iterator[Row]:
+def _rows_of_split(file: Path, records: Records) -> Iterator[TableRow]:
     """Read the table of one split, which stands in a subfolder with its pictures."""
     subfolder = file.parent.name
     if not (split := _split_of(f"{subfolder}/")):
@@ -139,14 +139,14 @@ def _split_of(image: str) -> str:
         return ""
 
 
-def _note_unused(folder: Path, rows: Sequence[Row], records: Records) -> None:
+def _note_unused(folder: Path, rows: Sequence[TableRow], records: Records) -> None:
     names = {str(row["image"]) for _, row in rows}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.name not in names:
             records.note("pictures left out that the metadata do not name", path.name)
 
 
-def _rows_of_texts(folder: Path, records: Records) -> Iterator[Row]:
+def _rows_of_texts(folder: Path, records: Records) -> Iterator[TableRow]:
     """Pair `dog.jpg` with `dog.txt`; a file with a text is tried as a picture, whatever its suffix."""
     # Hidden files are no data of the user's: macOS puts a `._dog.jpg` beside `dog.jpg`.
     found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -175,7 +175,7 @@ def _rows_of_texts(folder: Path, records: Records) -> Iterator[Row]:
             records.note("subfolders left out", path.name)
 
 
-def _rows_of_table(path: Path, records: Records, name: str = "") -> Iterator[Row]:
+def _rows_of_table(path: Path, records: Records, name: str = "") -> Iterator[TableRow]:
     """Yield the image, caption and split of every record; `name` tells tables of one source apart."""
     suffix, place = path.suffix.lower(), f"{name.replace('%', '%%')} line %d".lstrip()
     if suffix == ".jsonl":
@@ -187,7 +187,7 @@ def _rows_of_table(path: Path, records: Records, name: str = "") -> Iterator[Row
         raise InputError(f"{records.source}: needed is a folder, .csv, .tsv or .jsonl, found {found}")
 
 
-def _rows_of_json_lines(path: Path, place: str, records: Records) -> Iterator[Row]:
+def _rows_of_json_lines(path: Path, place: str, records: Records) -> Iterator[TableRow]:
     for number, line in enumerate(read_text(path).removesuffix("\n").split("\n"), start=1):
         if not line.strip():
             records.note("blank lines", f"line {number}")
@@ -199,7 +199,7 @@ def _rows_of_json_lines(path: Path, place: str, records: Records) -> Iterator[Ro
         yield (place, number), {column: content[name] for column, name in columns.items()}
 
 
-def _rows_of_cells(path: Path, place: str, records: Records) -> Iterator[Row]:
+def _rows_of_cells(path: Path, place: str, records: Records) -> Iterator[TableRow]:
     text, is_tsv = read_text(path), path.suffix.lower() == ".tsv"
     delimiter = max(",;|\t", key=text.partition("\n")[0].count)
     cells = _tsv_cells(text) if is_tsv else _csv_cells(text, delimiter, place, records)
@@ -237,7 +237,7 @@ def _csv_cells(text: str, delimiter: str, place: str, records: Records) -> Itera
         except StopIteration:
             return
         except csv.Error as error:
-            found = f"cells that can't be told apart ({error})"
+            found = f"cells that can't be separated ({error})"
             raise records.error((place, number), found, "every quotation mark closed") from error
         if any(_NEXT_RECORD.search(cell) for cell in row):
             found = "a quoted cell that holds the next record"

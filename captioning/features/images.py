@@ -189,7 +189,7 @@ def _decode_without_metadata(file: IO[bytes]) -> tuple[Image.Image, bool] | None
     file.seek(0)
     content = file.read()
     attempts = [without_metadata(content, keep_exif=keep_exif) for keep_exif in (True, False)]
-    if content[:2] in (b"II", b"MM"):  # TIFF, where metadata and pixels are told apart by reading alone
+    if content[:2] in (b"II", b"MM"):  # TIFF, where metadata and pixels are separated by reading alone
         attempts = [content]
     elif attempts[1] == content:
         return None

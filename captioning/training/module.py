@@ -24,7 +24,7 @@ from captioning.training.attention_statistics import (
     pool,
 )
 from captioning.training.schedules import apply_new_options
-from captioning.vocabulary import Vocabulary
+from captioning.vocabulary import Vocabulary, printable
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ class CaptioningModule(LightningModule):
             self._sums[name] = total.to(value.device) + value.float() * num_words
         self._num_words += num_words
         if not torch.isfinite(terms.loss):
+            refuse_damaged_features(batch)
             raise InputError(
                 f"the loss is {terms.loss.item()} at step {self.global_step}; lower optimizer.lr, set "
                 "trainer.gradient_clip_val=1 or trainer.precision=32, and go on with resume=<run folder>"
@@ -266,6 +267,21 @@ class CaptioningModule(LightningModule):
         self.objective.load_state_dict(metadata["objective_state"])
         self._sums = dict(metadata["logged_sums"])
         self._num_words = metadata["logged_words"]
+
+
+def refuse_damaged_features(batch: Batch) -> None:
+    """Refuse features with NaN or Inf, which come from the feature file and not from the training.
+
+    Raises:
+        InputError: names the first such image.
+    """
+    finite = torch.isfinite(batch.features).flatten(1).all(1)  # (B,)
+    if not finite.all():
+        damaged = batch.image_ids[int((~finite).nonzero()[0])]
+        raise InputError(
+            f"the features of the image {printable(damaged)} hold NaN or Inf; make them again with "
+            "captioning extract … repair=true, and leave out data.check=false to have such rows found when they are read"
+        )
 
 
 def _random_state() -> dict[str, Any]:
