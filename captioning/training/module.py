@@ -280,7 +280,7 @@ def refuse_damaged_features(batch: Batch) -> None:
         damaged = batch.image_ids[int((~finite).nonzero()[0])]
         raise InputError(
             f"the features of the image {printable(damaged)} hold NaN or Inf; make them again with "
-            "captioning extract … repair=true, and leave out data.check=false to have such rows found when they are read"
+            "captioning extract … repair=true; without data.check=false such a row is found when it is read"
         )
 
 
