@@ -231,9 +231,35 @@ def test_bad_frequency_files_and_words_are_refused(tmp_path: Path) -> None:
     (tmp_path / "df.json").write_text("{}")
     with pytest.raises(ValueError, match=r"df.json holds no document frequencies .* with DocumentFreq"):
         DocumentFrequencies.load(tmp_path / "df.json")
-    (tmp_path / "df.json").write_text('{"source": "", "num_documents": 1, "words": [], "orders": []}')
-    with pytest.raises(ValueError, match="needs 4 orders of n-grams, none in more than 1 documents"):
-        DocumentFrequencies.load(tmp_path / "df.json")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("orders",), [], "needed are distinct words and 4 orders of n-grams"),
+        (("words",), ["a", "a"], "needed are distinct words and 4 orders of n-grams"),
+        (("orders", 0, "count"), [1, -1], "whole numbers from 1 to 2, found"),
+        (("orders", 0, "count"), [1, 3], "whole numbers from 1 to 2, found"),
+        (("orders", 0, "count"), [1], "the columns of an order differ in length"),
+        (("orders", 0, "word"), [0, 2], "whole numbers from 0 to 1, found"),
+        (("orders", 1, "prefix"), [True], "whole numbers from 0 to 1, found"),
+        (("orders", 1, "prefix"), [float("inf")], "whole numbers from 0 to 1, found"),
+        (("num_documents",), 10**19, "whole numbers from 1 to"),
+    ],
+)
+def test_a_damaged_frequency_file_is_refused(
+    path: tuple[str | int, ...], value: object, message: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "df.json"
+    DocumentFrequencies.of([[["a", "b"]], [["a"]]], source="two").save(file)
+    record = json.loads(file.read_text())
+    parent = record
+    for key in path[:-1]:
+        parent = parent[key]
+    parent[path[-1]] = value
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=message):
+        DocumentFrequencies.load(file)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class TestTables:
             ("m.csv", "image,caption,split\na.jpg,a dog\n", "line 2: found 2 columns"),
             ("m.tsv", "image\tcaption\na.jpg\ta\tdog\n", "line 2: found 3 columns .* tabs between columns only"),
             ("m.csv", 'image,caption\na.jpg,x\nb.jpg,"a cat\nc.jpg,y\n',
-             "line 3: found cells that can't be told apart .*; .* every quotation mark closed"),
+             "line 3: found cells that can't be separated .*; .* every quotation mark closed"),
             ("m.csv", 'image,caption\nb.jpg,"a cat\nc.jpg,y\nd.jpg,z"\n', "line 2: found a quoted cell that holds the next record"),
             ("m.csv", f"image,caption\na.jpg,{'x' * 200_000}\n", "line 2: found cells .*field larger than"),
             ("m.csv", "picture,caption\na,b\n", r"line 1: found the columns \['picture', 'caption'\]; .* 'image'"),
@@ -101,6 +101,9 @@ class TestTables:
         assert captions(read_pairs(write(tmp_path / "n.jsonl", lines))) == {"a": (), "b": ("x",)}
         assert "n.jsonl: 2 empty captions left out: line 1, line 3" in caplog.text
         assert "n.jsonl: 1 blank lines: line 2" in caplog.text
+        (tmp_path / "n.jsonl").write_text('{"image": "a", "caption": "x"}\n{"image": "a", "caption": []}\n')
+        assert [record.captions for record in read_pairs(tmp_path / "n.jsonl")] == [("x",)]
+        assert "n.jsonl: 1 records left out that hold an empty list of captions: a" in caplog.text
 
     def test_captions_keep_their_words_whatever_separates_them(self, tmp_path: Path) -> None:
         file = write(tmp_path / "m.CSV", 'Image, caption\na.jpg,"a dog\nruns"\nb.jpg, a\u2028cat \n')

@@ -86,6 +86,9 @@ def test_existing_files_are_never_replaced(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"holds a toy set drawn with .* but needed is .*'seed': 2"):
             function(tmp_path / "a", {"train": 3}, seed=2)
     assert len(read_toy(tmp_path / "a", {"train": 3}, seed=1)) == 3
+    (tmp_path / "a" / "made.json").write_text('{"scenes": ')
+    with pytest.raises(InputError, match=r"made.json is not JSON \(line 1\)"):
+        read_toy(tmp_path / "a", {"train": 3}, seed=1)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(InputError, match="holds files but no toy set"):

@@ -84,6 +84,8 @@ def read_pairs(
     for place, name, texts, split, picture in checked:
         split = split or ("val" if name in drawn else "train")
         records.add(name, picture or folder / name, split)
+        if not texts:
+            records.note("records left out that hold an empty list of captions", name)
         for text in texts:
             records.add_caption(place, name, split, " ".join(text.split()))
     return records.finish()

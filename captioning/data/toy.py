@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from captioning.data.annotations import read_coco
-from captioning.data.records import Annotated, read_text
+from captioning.data.records import Annotated, parse_json, read_text
 from captioning.errors import InputError
 from captioning.files import atomic_write
 
@@ -285,7 +285,7 @@ def _is_drawn(root: Path, scenes: Mapping[str, int], seed: int) -> bool:
     made, needed = root / _MADE, {"scenes": dict(scenes), "seed": seed}
     if not made.is_file():
         return False
-    if (found := json.loads(read_text(made))) != needed:
+    if (found := parse_json(read_text(made), made)) != needed:
         raise InputError(
             f"{root} holds a toy set drawn with {found}, but needed is {needed}; delete it and its feature "
             "file, or draw another with data.reader.root=<new folder> and features.path=<new file>"
@@ -295,7 +295,7 @@ def _is_drawn(root: Path, scenes: Mapping[str, int], seed: int) -> bool:
 
 def read_scenes(annotations: str | Path) -> dict[str, Scene]:
     """Read the scenes of a toy annotation file by image id, for the checker."""
-    images = json.loads(read_text(annotations))["images"]
+    images = parse_json(read_text(annotations), annotations)["images"]
     return {
         str(image["id"]): Scene(tuple(Shape(*shape) for shape in image["scene"][0]), *image["scene"][1:])
         for image in images

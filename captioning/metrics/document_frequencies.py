@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,20 +90,37 @@ class DocumentFrequencies:
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
             words: dict[Hashable, int] = {word: number for number, word in enumerate(record["words"])}
-            columns = [
-                [np.array(order[name], np.int64) for name in ("prefix", "word", "count")]
-                for order in record["orders"]
-            ]
-            num_documents, source = int(record["num_documents"]), str(record["source"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            if len(words) != len(record["words"]) or len(record["orders"]) != NUM_ORDERS:
+                raise ValueError(f"needed are distinct words and {NUM_ORDERS} orders of n-grams")
+            num_documents = _integers([record["num_documents"]], least=1)[0]
+            codes, counts = [], []
+            size = 1  # number of n-grams of the order before
+            for order in record["orders"]:
+                prefix = _integers(order["prefix"], most=size - 1)
+                word = _integers(order["word"], most=len(words) - 1)
+                count = _integers(order["count"], least=1, most=int(num_documents))
+                if not len(prefix) == len(word) == len(count):
+                    raise ValueError("the columns of an order differ in length")
+                codes.append(prefix * len(words) + word)
+                counts.append(count)
+                size = len(count)
+            source = str(record["source"])
+        # What a file of another kind runs into; RecursionError: nested too deeply to be parsed.
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"{path} holds no document frequencies ({error}); write it with DocumentFrequencies.save"
             ) from error
-        codes = [prefix * len(words) + word for prefix, word, _ in columns]
-        counts = tuple(count for _, _, count in columns)
-        if len(counts) != NUM_ORDERS or any(count.max(initial=0) > num_documents for count in counts):
-            raise ValueError(
-                f"{path} needs {NUM_ORDERS} orders of n-grams, none in more than {num_documents} documents; "
-                "write it again with DocumentFrequencies.save"
-            )
-        return cls(Ngrams(words, codes), counts, num_documents, source)
+        return cls(Ngrams(words, codes), tuple(counts), int(num_documents), source)
+
+
+def _integers(values: Any, *, least: int = 0, most: int = 2**62) -> Integers:
+    """Convert a list of a file to an array.
+
+    Raises:
+        ValueError: it is no list of whole numbers in this range.
+    """
+    if not isinstance(values, list) or not all(
+        type(value) is int and least <= value <= most for value in values
+    ):
+        raise ValueError(f"needed is a list of whole numbers from {least} to {most}, found {values!r:.60}")
+    return np.array(values, np.int64)
