@@ -1,7 +1,7 @@
 """Write a captioner as one file: `python -m captioning.export checkpoint=runs/… output=dog.captioner`.
 
-The file holds the model, its words, a decoding and the backbone's weights, in half precision, and a card for
-whoever gets it. All commands take it as `checkpoint=`.
+The file holds the model, its words, a decoding, the backbone's weights, and a card for whoever gets it. All
+commands take it as `checkpoint=`.
 """
 
 from captioning.cli import command, quick_help
@@ -47,7 +47,15 @@ def main(config: DictConfig) -> None:
         card["scores"] = [read_scores(Path(name)) for name in scores]
     # A portable file that is written again keeps what is not given anew.
     card = {"version": __version__, "commit": commit(), **metadata.get("card", {}), **card}
-    portable.write(output, content, extractor, decoding=options["decoding"], card=card, trust=trust)
+    portable.write(
+        output,
+        content,
+        extractor,
+        decoding=options["decoding"],
+        card=card,
+        half=options["half"],
+        trust=trust,
+    )
     for line in card_lines(card):
         print(printable(line))
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")

@@ -1,4 +1,4 @@
-"""A captioner in one file: a checkpoint that brings the weights of its extractor along, in half precision.
+"""A captioner in one file: a checkpoint that brings the weights of its extractor along.
 
 Everything that reads a checkpoint reads this file; see `captioning.checkpoint` for what it may name. Its
 metadata has further entries:
@@ -7,9 +7,9 @@ metadata has further entries:
     decoding          options of the decoder to be used unless another is named
     card              what a reader should know: data, licence, scores, limits
 
-and lacks what only training needs: data, objective, optimizer, schedule. Matrices and kernels are float16.
-Vectors stay float32: they are few, and the variances of norms span more powers of ten than float16 has. The
-rounding changes about three captions in a hundred, and scores by 0.1.
+and lacks what only training needs: data, objective, optimizer, schedule. In half precision matrices and
+kernels are float16. Vectors stay float32: they are few, and the variances of norms span more powers of ten
+than float16 has. The rounding changes about three captions in a hundred, and scores by 0.1.
 """
 
 import inspect
@@ -52,6 +52,7 @@ def write(
     *,
     decoding: Mapping[str, Any],
     card: Mapping[str, Any],
+    half: bool = True,
     trust: Sequence[str] = (),
 ) -> None:
     """Write a portable file. The same captioner gives the same bytes.
@@ -62,6 +63,7 @@ def write(
         extractor: as `build_extractor` builds it for this checkpoint.
         decoding: plain options of the decoder to be used unless another is named.
         card: plain containers.
+        half: store matrices and kernels as float16; else captions stay those of the run to the last bit.
         trust: packages of the checkpoint's own classes.
 
     Raises:
@@ -81,12 +83,12 @@ def write(
     portable = {
         **{key: metadata[key] for key in _KEPT},
         "features": {"extractor": options, "path": Path(features["path"]).name},
-        "extractor_state": _halved(extractor.used_tensors()),
+        "extractor_state": _copied(extractor.used_tensors(), half),
         "decoding": dict(decoding),
         "card": dict(card),
     }
     weights = {name: part for name, part in content["state_dict"].items() if name.startswith("model.")}
-    whole = {"captioning": portable, "state_dict": _halved(weights)}
+    whole = {"captioning": portable, "state_dict": _copied(weights, half)}
     build_extractor(portable, trust=trust)  # better refused here than by whoever gets the file
     buffer = io.BytesIO()  # given a path, torch would write the file's name into the file
     torch.save(whole, buffer)
@@ -143,13 +145,12 @@ def default_decoding(metadata: Mapping[str, Any]) -> Any:
     return metadata["decoding"] if "card" in metadata else "beam"
 
 
-def _halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: _half(part.cpu()) for name, part in state.items()}
+def _copied(state: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:
+    # Copies: torch would save the whole storage of a view.
+    return {name: (_half(part) if half else part).cpu().contiguous().clone() for name, part in state.items()}
 
 
 def _half(part: Tensor) -> Tensor:
-    """Round a float32 matrix or kernel to float16 where it fits; copy everything else."""
+    """Round a float32 matrix or kernel to float16 where it fits; leave everything else as it is."""
     half = part.half() if part.dtype == torch.float32 and part.squeeze().dim() > 1 else part
-    kept = half if half.isfinite().all() else part
-    # A copy: torch would save the whole storage of a view.
-    return kept.contiguous().clone()
+    return half if half.isfinite().all() else part

@@ -82,6 +82,13 @@ class TestCaptions:
         for one, other in zip(ours, theirs, strict=True):
             assert one.log_prob == pytest.approx(other.log_prob, abs=0.05)
 
+    def test_in_full_precision_nothing_changes_at_all(
+        self, run_file: Path, pictures: list[Path], tmp_path: Path
+    ) -> None:
+        run_export(f"checkpoint={run_file}", f"output={tmp_path / 'toy.captioner'}", "half=false")
+        ours, theirs = (load(path)(pictures) for path in (tmp_path / "toy.captioner", run_file))
+        assert [(one.text, one.log_prob) for one in ours] == [(one.text, one.log_prob) for one in theirs]
+
     def test_it_decodes_as_it_was_told_to_when_it_was_written(
         self, run_file: Path, pictures: list[Path], tmp_path: Path
     ) -> None:
@@ -126,7 +133,8 @@ class TestFile:
         kept = portable._half(torch.tensor([[1e-9, 7e4], [0.0, 1.0]]))
         assert kept.dtype == torch.float32 and kept[0, 1] == 7e4
         view = torch.zeros(1000, 2)[:1]
-        assert portable._half(view[0]).untyped_storage().nbytes() == 8
+        copied = portable._copied({"part": view[0]}, half=False)["part"]
+        assert copied.untyped_storage().nbytes() == 8
 
     def test_only_the_weights_up_to_the_node_are_in_it(self, file: Path) -> None:
         state = torch.load(file, weights_only=True)["captioning"]["extractor_state"]
@@ -187,7 +195,7 @@ def features_of(extractor: Any) -> Tensor:
 
 def brought_along(extractor: Any, options: Mapping[str, Any]) -> Any:
     """Round an extractor's tensors as `portable` does, and build another of them without its weights."""
-    state = portable._halved(extractor.used_tensors())
+    state = portable._copied(extractor.used_tensors(), half=True)
     extractor.load_state_dict({**extractor.state_dict(), **state})
     target = f"captioning.features.{type(extractor).__name__}"
     metadata = {
@@ -257,12 +265,12 @@ class TestExtractor:
     def test_an_extractor_without_weights_needs_nothing(self) -> None:
         metadata = {
             "features": {"extractor": {"_target_": "tests.test_export.Colours", "image_size": [8, 8]}},
-            "extractor_state": portable._halved(Colours(image_size=[8, 8]).used_tensors()),
+            "extractor_state": portable._copied(Colours(image_size=[8, 8]).used_tensors(), half=True),
         }
         assert portable.build_extractor(metadata, trust=["tests"]).feature_dim == 3
 
     def test_weights_of_the_users_choice_come_before_those_of_the_file(self, backbone: Backbone) -> None:
-        state = portable._halved(backbone.used_tensors())
+        state = portable._copied(backbone.used_tensors(), half=True)
         metadata = {
             "features": {
                 "extractor": {"_target_": "captioning.features.Backbone", "weights": "x.pth", **RESNET}
@@ -341,7 +349,7 @@ class TestRefusals:
             portable.build_extractor(self.metadata(extractor_state=state))
 
     def test_missing_and_misshapen_tensors_are_named(self, backbone: Backbone) -> None:
-        state = portable._halved(backbone.used_tensors())
+        state = portable._copied(backbone.used_tensors(), half=True)
         first = state.pop("network.bn1.weight")
         with pytest.raises(InputError, match=r"lacks 1 of the tensors .* first network.bn1.weight"):
             portable.build_extractor(self.metadata(extractor_state=state))
