@@ -4,6 +4,7 @@ import base64
 import html.parser
 import io
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from captioning.errors import InputError
 from captioning.evaluation.attention_html import attention_html
 from captioning.features import Backbone, to_image
 from captioning.features.file_kinds import describe_content, is_url
+from captioning.files import PHOTOGRAPHS
 from captioning.predictor import Caption, Predictor, decoding_options
 from captioning.vocabulary import SPECIAL_WORDS
 
@@ -91,6 +93,20 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for seed, path in enumerate(paths):
         photograph(seed).save(path)
     return paths
+
+
+@pytest.mark.slow
+def test_the_example_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    readme = (Path(captioning.__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    [example] = re.findall("```python\n(.*?)```", readme, re.DOTALL)
+    for name in ("dog", "a", "b"):
+        shutil.copyfile(PHOTOGRAPHS / "dog.jpg", tmp_path / f"{name}.jpg")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(example, found)
+    assert found["caption"].text in capsys.readouterr().out
 
 
 def test_the_example_of_the_documentation_runs(
