@@ -1,7 +1,7 @@
 """A page that captions photographs: `python -m captioning.app checkpoint=runs/… port=7860`.
 
 A photograph is sent to `photograph`, which stores it and returns a token; gradio's queue then captions one
-token at a time, and the file is removed. The page itself, its limits and its gate are the room `page`.
+token at a time, and the file is removed. The page itself, its limits and its gate are in `captioning.page`.
 """
 
 from captioning.cli import command, quick_help

@@ -139,8 +139,8 @@ def check_target(target: str, role: str, trust: Sequence[str] = ()) -> None:
 
 def _exported(package: str, name: str) -> Any:
     # Only names that the package exports: nothing else is looked up, let alone imported.
-    room = importlib.import_module(package)
-    return getattr(room, name) if name in room.__all__ else None
+    exporting = importlib.import_module(package)
+    return getattr(exporting, name) if name in exporting.__all__ else None
 
 
 def _is_model_part(module: str, name: str) -> bool:

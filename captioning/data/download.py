@@ -1,7 +1,7 @@
 """Downloads of published data sets: resumable, checked, and unpacked whole or not at all.
 
 A file grows as `<name>.partial` and gets its name once its size and SHA-256 are those of the published file.
-A broken connection is taken up again where it stopped, in the same run or in a later one. So whatever a
+A broken transfer is resumed where it stopped, in the same run or in a later one. So whatever a
 server or a proxy sends, what lies under the final name is the published file.
 """
 

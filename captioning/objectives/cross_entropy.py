@@ -32,7 +32,7 @@ class CrossEntropy(Objective):
         self.label_smoothing, self.normalisation = label_smoothing, normalisation
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
-        """Compute the loss; logs `nll` in nats a word, without smoothing."""
+        """Compute the loss; logs `nll` in nats per word, without smoothing."""
         return self.of_output(model, batch, model(batch.features, batch.tokens[:, :-1], batch.mask))
 
     def of_output(self, model: CaptionModel, batch: Batch, output: Output) -> Terms:

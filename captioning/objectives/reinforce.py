@@ -86,7 +86,7 @@ class Reinforce(Objective):
             )
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
-        """Compute the loss; logs `nll` in nats a word and `attention_entropy` in nats a word."""
+        """Compute the loss; logs `nll` in nats per word and `attention_entropy` in nats per word."""
         real = batch.tokens[:, 1:] != PAD
         random_state = _generator_of(batch.tokens.device).get_rng_state()
         nll, output = _word_nll(model, batch)

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class CaptioningModule(LightningModule):
     """Trains a model with an objective; after each epoch captions the validation images and scores them.
 
-    Logs `train/*` (what the objective logs), `val/nll` (nats a word), `val/perplexity`, and BLEU-4 and
+    Logs `train/*` (what the objective logs), `val/nll` (nats per word), `val/perplexity`, and BLEU-4 and
     CIDEr-D of the validation images times 100, as `val/bleu_4` and `val/cider_d`.
 
     Args:
