@@ -18,10 +18,11 @@ The package in the order in which the data flows:
     predictor       a checkpoint and a photograph -> a caption
     training/       config -> run: assembly, the LightningModule, callbacks, sweeps
     evaluation/     references, scores, comparisons, baselines, attention pictures
+    page/           the page that `captioning app` serves
     cli/            what all commands share
     errors files    the one error for bad input; files written whole or not at all
 
-    train extract evaluate caption export baseline demo      the commands: python -m captioning.train
+    train extract evaluate caption export app baseline demo      the commands: python -m captioning.train
 """
 
 from typing import Any

@@ -186,6 +186,12 @@ class TestTargets:
         with pytest.raises(InputError, match=f"which captioning does not provide; {remedy}"):
             checkpoint.check_target(target, role)
 
+    def test_a_trusted_package_that_is_not_here_is_named(self) -> None:
+        with pytest.raises(
+            InputError, match="a class of nowhere, which can't be imported from here; install it"
+        ):
+            checkpoint.build({"_target_": "nowhere.Model"}, "model", ["nowhere"])
+
     def test_a_class_of_one_role_does_not_serve_another(self) -> None:
         good = {
             "model": "captioning.models.GRUAttention",
@@ -501,6 +507,16 @@ class TestResuming:
     ) -> None:
         path = changed(content, tmp_path / "a.ckpt", change)
         with pytest.raises(InputError, match="a.ckpt can't be resumed"):
+            self.resume(toy_overrides, path, tmp_path / "run")
+
+    @pytest.mark.slow
+    def test_integers_in_place_of_weights_are_refused(
+        self, toy_overrides: list[str], content: dict[str, Any], tmp_path: Path
+    ) -> None:
+        name = "model.embedding.weight"
+        integers = content["state_dict"][name].long()
+        path = changed(content, tmp_path / "a.ckpt", at("state_dict", name, to=integers))
+        with pytest.raises(InputError, match=f"its weight {name} is torch.int64, needed is torch.float32"):
             self.resume(toy_overrides, path, tmp_path / "run")
 
     @pytest.mark.parametrize(

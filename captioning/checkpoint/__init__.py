@@ -12,7 +12,7 @@ a model of `captioning.models` with layers of `torch.nn`, an extractor of `capti
 """
 
 from captioning.checkpoint.building import build, build_datamodule, build_reader, check_target
-from captioning.checkpoint.loading import Loaded, load, override
+from captioning.checkpoint.loading import Loaded, check_kinds, load, override
 from captioning.checkpoint.reading import (
     BEST,
     FORMAT,
@@ -32,6 +32,7 @@ __all__ = [
     "build",
     "build_datamodule",
     "build_reader",
+    "check_kinds",
     "check_resumable",
     "check_target",
     "load",

@@ -58,6 +58,12 @@ def build(
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None
+        package = options["_target_"].partition(".")[0]
+        if isinstance(error.__cause__, ImportError) and package in trust:
+            raise InputError(
+                f"the checkpoint's {role} is a class of {package}, which can't be imported from here; "
+                "install it, or start the command in the folder that holds it"
+            ) from error
         raise InputError(
             f"the checkpoint's {role} can't be built as it says: {(error.__cause__ or error)!r:.300}"
         ) from error

@@ -67,10 +67,7 @@ def _build_with_weights(
     if not isinstance(model, CaptionModel):
         raise InputError(f"{path} names {options['_target_']} as its model, which captions nothing")
     needed = model.state_dict()
-    for name, value in weights.items():
-        kind = needed[name].dtype if name in needed else value.dtype
-        if value.is_floating_point() != kind.is_floating_point:
-            raise InputError(f"{path} is damaged: its weight {name} is {value.dtype}, needed is {kind}")
+    check_kinds(path, weights, needed)
     # A portable file has half precision.
     weights = {k: v.to(needed[k].dtype) if k in needed else v for k, v in weights.items()}
     try:
@@ -83,6 +80,18 @@ def _build_with_weights(
         model = build(options, "model", trust)
         model.load_state_dict(weights)
     return model
+
+
+def check_kinds(path: str | Path, weights: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
+    """Refuse integers where floating-point weights belong, and the reverse, which torch would convert.
+
+    Raises:
+        InputError: names the first such weight.
+    """
+    for name, value in weights.items():
+        kind = needed[name].dtype if name in needed else value.dtype
+        if value.is_floating_point() != kind.is_floating_point:
+            raise InputError(f"{path} is damaged: its weight {name} is {value.dtype}, needed is {kind}")
 
 
 @contextmanager

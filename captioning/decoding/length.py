@@ -1,4 +1,4 @@
-"""Length scores: functions (log-probability of a whole caption, number of words) -> its score.
+"""Length scores (length penalties): functions (log-probability of a caption, number of words) -> its score.
 
 With the number of words, every score rises for the same log-probability: beam search relies on it to know
 when to stop.

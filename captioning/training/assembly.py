@@ -250,6 +250,7 @@ def load_weights(module: CaptioningModule, start: dict[str, Any], data: CaptionD
     # The precision of the extraction is no difference of kind.
     provenance = {key: value for key, value in data.cache.provenance.items() if key != "precision"}
     check_provenance(f"the run {path}", metadata["provenance"], provenance)
+    checkpoint.check_kinds(path, start["state_dict"], module.state_dict())
     try:
         module.load_state_dict(start["state_dict"])
     except RuntimeError as error:

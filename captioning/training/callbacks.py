@@ -1,4 +1,4 @@
-"""Lightning callbacks that show how a training goes: captions while it learns, a trace of tensor shapes.
+"""Lightning callbacks that show how a training goes: captions and attention pictures, shapes of tensors.
 
 Nothing that only shows ends a training or changes it: see `tolerate`.
 """
