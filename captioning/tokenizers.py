@@ -171,8 +171,8 @@ class Subwords(Tokenizer):
     def __call__(self, text: str) -> list[str]:
         if self._encoder is None:
             raise InputError(
-                "data/tokenizer=subwords has learnt no subwords yet; give checkpoint=<run> to take those of a "
-                "run, or data/tokenizer=words or characters"
+                "data/tokenizer=subwords has learnt nothing yet; give checkpoint=<run> to take those of "
+                "a run, or data/tokenizer=words or characters"
             )
         text = _mark_spaces(text)
         # By their places in the text, as the library names all characters that it does not know alike.
@@ -183,7 +183,7 @@ class Subwords(Tokenizer):
         return [pieces[0].lstrip(), *pieces[1:]] if pieces else []
 
     def build(self, captions: Sequence[str], *, size: int, min_count: int) -> list[str]:
-        """Learn the merges, then rank all tokens; characters and pairs rarer than `min_count` are left out."""
+        """Learn the merges and rank all tokens; characters and pairs rarer than `min_count` are left out."""
         merges, tokens = _learn([_mark_spaces(caption) for caption in captions], size, min_count)
         self.merges, self._encoder = merges, _encoder(merges)
         counts = Counter(token for caption in captions for token in self(caption))

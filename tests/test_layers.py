@@ -38,7 +38,7 @@ BORDERS = {  # third-party package: where it may be imported
     "h5py": ("features",),
     "torchvision": ("features",),
     "timm": ("features",),
-    "matplotlib": ("evaluation.visualise",),
+    "matplotlib": ("evaluation.visualise", "evaluation.fonts"),
     **dict.fromkeys(("gradio", "fastapi", "starlette", "uvicorn"), ("app",)),
 }
 TORCHLESS = ("errors", "files", "tokenizers", "vocabulary", "metrics", "cli")

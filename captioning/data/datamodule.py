@@ -85,20 +85,6 @@ class CaptionDataModule(LightningDataModule):
         feature_splits: Sequence[str] = ("train", "val"),
     ) -> None:
         super().__init__()
-        if train_on not in ("captions", "images"):
-            raise InputError(f"data.train_on is {train_on!r}; it is captions or images")
-        if batch_size < 1 or eval_batch_size < 1:
-            raise InputError(
-                f"data.batch_size={batch_size} and eval_batch_size={eval_batch_size} must be at least 1"
-            )
-        if max_words is not None and max_words < 1:
-            raise InputError(
-                f"data.max_words is {max_words}; it must be at least 1, or null to cut no caption"
-            )
-        if not (isinstance(language, str) and re.fullmatch("[a-z]{2,3}", language)):
-            raise InputError(
-                f"data.language is {language!r}; it is a code of ISO 639, such as en, zh or 'no' in quotes"
-            )
         self.name, self.reader, self.features_path = name, reader, Path(features_path)
         self.vocabulary_size, self.min_count, self.max_words = vocabulary_size, min_count, max_words
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
@@ -107,15 +93,33 @@ class CaptionDataModule(LightningDataModule):
         self.prepare, self.check, self.provenance = prepare, check, provenance or {}
         self.feature_splits = tuple(feature_splits)
         self.tokenizer, self.language = vocabulary.tokenizer if vocabulary else tokenizer or Words(), language
+        self.vocabulary = vocabulary
+        self.records: dict[str, list[Annotated]] = {}
+        self._position: dict[str, Any] = {"epoch": 0}
+        self._sampler: LengthBuckets | None = None
+        self._check_options(tokenizer)
+
+    def _check_options(self, tokenizer: Tokenizer | None) -> None:
+        if self.train_on not in ("captions", "images"):
+            raise InputError(f"data.train_on is {self.train_on!r}; it is captions or images")
+        if self.batch_size < 1 or self.eval_batch_size < 1:
+            raise InputError(
+                f"data.batch_size={self.batch_size} and eval_batch_size={self.eval_batch_size} must be at "
+                "least 1"
+            )
+        if self.max_words is not None and self.max_words < 1:
+            raise InputError(
+                f"data.max_words is {self.max_words}; it must be at least 1, or null to cut no caption"
+            )
+        if not (isinstance(self.language, str) and re.fullmatch("[a-z]{2,3}", self.language)):
+            raise InputError(
+                f"data.language is {self.language!r}; it is a code of ISO 639, such as en, or 'no' in quotes"
+            )
         if tokenizer is not None and type(tokenizer) is not type(self.tokenizer):
             raise InputError(
                 f"the checkpoint's captions are made of {self.tokenizer.unit}, found {tokenizer.unit}; give "
                 f"data/tokenizer={self.tokenizer.unit}"
             )
-        self.vocabulary = vocabulary
-        self.records: dict[str, list[Annotated]] = {}
-        self._position: dict[str, Any] = {"epoch": 0}
-        self._sampler: LengthBuckets | None = None
 
     def prepare_data(self) -> None:
         """Make the data set where it does not exist; Lightning calls this in one process per machine."""

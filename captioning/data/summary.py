@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 from captioning.data.records import Annotated
-from captioning.tokenizers import UNSPACED, Tokenizer
+from captioning.tokenizers import UNSPACED, Tokenizer, Words
 from captioning.vocabulary import printable
 
 log = logging.getLogger(__name__)
@@ -42,10 +42,12 @@ def log_words(
     *,
     max_words: int | None,
 ) -> None:
-    """Log how many captions are cut at `max_words`, and words that are none, as the language has no spaces."""
+    """Log how many captions are cut at `max_words`, and words as long as in a language without spaces."""
     captions = [tokenizer(text) for part in records.values() for r in part for text in r.captions]
     if max_words is not None and (cut := sum(len(words) > max_words for words in captions)):
         log.info("%s: %d of %d captions are cut at data.max_words=%d", name, cut, len(captions), max_words)
+    if not isinstance(tokenizer, Words):
+        return
     lengths = [len(word) for words in captions for word in words if UNSPACED.search(word)]
     if lengths and (mean := sum(lengths) / len(lengths)) > _LONG_WORD:
         log.warning(

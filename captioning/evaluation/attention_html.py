@@ -65,9 +65,8 @@ def attention_html(
     image = image.copy()
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     margin = grid_margin(image_size, grid) if boxes is None and grid and image_size else (0.0, 0.0)
-    if attention is None:
-        shown = [escape(printable(word)) for word in words]
-    else:
+    shown = [escape(printable(word)) for word in words]
+    if attention is not None:
         scale = _SHADE_SIDE / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         shown = [
@@ -75,8 +74,9 @@ def attention_html(
             for word, weights in zip(words, attention, strict=True)
         ]
     text = " ".join(words) if text is None else text
-    gaps = ["" if is_joined else " " for is_joined in joined(text, words)]
-    line = "".join(gap + part for gap, part in zip(gaps, shown, strict=True)).strip()
+    line = "".join(
+        part if follows else f" {part}" for part, follows in zip(shown, joined(text, words), strict=True)
+    )
     text = escape(printable(text), quote=True)
     source = f'src="{_data_url(image, "JPEG")}" width="{image.width}" height="{image.height}"'
     return "\n".join(
@@ -84,7 +84,7 @@ def attention_html(
             f'<div class="captioning" role="group" aria-label="Caption: {text}">',
             _STYLE % (image.width, image.width, image.height),
             f'<img {source} alt="{text}">',
-            f"<p>{line}</p>",
+            f"<p>{line.strip()}</p>",
             *_alternatives(alternatives),
             "</div>",
         ]

@@ -1,4 +1,4 @@
-"""What scores count: Penn Treebank tokens for English, as papers do; a tokenizer's tokens for other languages.
+"""What scores count: Penn Treebank tokens for English, as papers do; a tokenizer's tokens for others.
 
 The toolkit's tokenizer knows English abbreviations, contractions and quotes. It would make one token of a
 Chinese sentence. Scores over different tokens do not compare, so reports name theirs.

@@ -39,8 +39,8 @@ class TopicSupervision(Objective):
         captions: cross-entropy with its coverage term.
         topic_weight: lambda_T.
         attribute_weight: lambda_A.
-        fit_topics: called with documents, the vocabulary and `num_topics`; returns the fitted topics as a function of
-            documents, see `TopicModel`.
+        fit_topics: called with documents, the vocabulary and `num_topics`; returns the fitted topics as a
+            function of documents, see `TopicModel`.
     """
 
     def __init__(
