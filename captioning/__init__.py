@@ -6,6 +6,7 @@
 
 The package in the order in which the data flows:
 
+    tokenizers      captions -> words, characters or subwords
     vocabulary      words <-> ids
     features/       photographs -> frozen networks -> an HDF5 cache
     data/           annotation files and cache -> batches

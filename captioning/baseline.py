@@ -28,7 +28,8 @@ def main(config: DictConfig) -> None:
         global_features(data.image_dataloader(split, without_captions=True))
         for split in ("train", config.split)
     )
-    captions = instantiate(config.retrieval)(data.split("train"), training_features, features)
+    retrieve = instantiate(config.retrieval)
+    captions = retrieve(data.split("train"), training_features, features, tokenizer=data.tokenizer)
     image_ids = [record.image_id for record in data.split(config.split)]
     path = Path(config.output_dir) / "captions.json"
     write_text(path, results_json(dict(zip(image_ids, captions, strict=True))))

@@ -39,6 +39,7 @@ from captioning.evaluation import (
     write_report,
 )
 from captioning.evaluation.report import print_table
+from captioning.metrics import scored_tokens
 from captioning.predictor import load_members
 from captioning.training.assembly import as_list, build_decoder, data_options, own_options, plain
 
@@ -71,9 +72,10 @@ def main(config: DictConfig) -> list[Evaluation]:
             loaded, data, trust, split=config.split, features_path=config.features_path
         )
         records = [record for split in datamodule.records.values() for record in split]
-        references = References.of(str(datamodule.name), records, config.split).with_frequencies(
-            **frequencies
-        )
+        tokenizer = loaded.vocabulary.tokenizer
+        tokens = scored_tokens(datamodule.language, tokenizer.unit, tokenizer)
+        references = References.of(str(datamodule.name), records, config.split, tokens)
+        references = references.with_frequencies(**frequencies)
         torch.manual_seed(config.seed)
         found = caption_split(
             loaded.model,
@@ -112,6 +114,7 @@ def report(
             name=name,
             training=training,
             frequencies=references.frequencies,
+            tokens=references.tokens,
             **resampling,
         )
         for name, texts in captions.items()
@@ -121,6 +124,8 @@ def report(
     )
     for table in tables:
         print_table(table)
+    if not references.tokens.is_english:
+        log.info("scores are over %s, and compare only with others over the same", references.tokens)
     if references.frequencies and "cider_d" in evaluations[0].scores:
         log.info("CIDEr-D weighs n-grams by their frequencies in %s", references.frequencies.source)
     if options["compare"]:
@@ -152,14 +157,19 @@ def read_references(
         options = data({"path": ""})  # the features are not read
         if options.get("prepare"):
             instantiate(options["prepare"])()
-        return References.read(options["name"], instantiate(options["reader"]), split)
+        tokenizer = instantiate(options["tokenizer"])
+        tokens = scored_tokens(options["language"], tokenizer.unit, tokenizer)
+        return References.read(options["name"], instantiate(options["reader"]), split, tokens)
     if not checkpoints:
         raise InputError("no references: give references=captions.json, data=… or checkpoint=…")
     path = checkpoint.locate(checkpoints[0], first=checkpoint.BEST)
-    described = described_data(checkpoint.read(path)["captioning"])
+    metadata = checkpoint.read(path)["captioning"]
+    described = described_data(metadata)
+    tokenizer = checkpoint.build_vocabulary(metadata, path, trust=trust).tokenizer
+    tokens = scored_tokens(described["language"], tokenizer.unit, tokenizer)
     with remedy_for_data():
         reader = checkpoint.build_reader(described["reader"], trust=trust)
-        return References.read(described["name"], reader, split)
+        return References.read(described["name"], reader, split, tokens)
 
 
 def described_data(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +209,8 @@ def evaluation_data(
         "features_path": str(path),
         "feature_splits": [split],
         "provenance": provenance,
-        "words": loaded.vocabulary.words,
+        "vocabulary": loaded.vocabulary,
+        "tokenizer": None,  # that of the vocabulary
     }
     build = partial(checkpoint.build_datamodule, trust=trust) if data is None else instantiate
     with remedy_for_data() if data is None else nullcontext():

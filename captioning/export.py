@@ -21,7 +21,7 @@ from captioning.errors import InputError
 from captioning.features import check_provenance
 from captioning.files import CONF
 from captioning.predictor import decoder
-from captioning.vocabulary import Vocabulary, printable
+from captioning.vocabulary import printable
 
 
 @command("export")
@@ -37,8 +37,9 @@ def main(config: DictConfig) -> None:
     path = checkpoint.locate(options["checkpoint"], first=checkpoint.BEST)
     content = checkpoint.read(path)
     metadata = content["captioning"]
-    decoder(options["decoding"], Vocabulary(metadata["words"]))  # refuses words that the model lacks
     trust, scores = (as_list(options[name]) for name in ("trust", "scores"))
+    vocabulary = checkpoint.build_vocabulary(metadata, path, trust=trust)
+    decoder(options["decoding"], vocabulary)  # refuses words that the model lacks
     extractor = portable.build_extractor(metadata, weights=options["weights"], trust=trust)
     known = {key: value for key, value in extractor.provenance.items() if key in metadata["provenance"]}
     check_provenance(path, metadata["provenance"], known)

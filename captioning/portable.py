@@ -27,7 +27,7 @@ from captioning.files import atomic_write
 
 SUFFIX = ".captioner"
 BUNDLED = Path(__file__).with_name(f"bundled{SUFFIX}")
-_KEPT = ("format", "model", "words", "provenance")
+_KEPT = ("format", "model", "words", "tokenizer", "provenance")
 
 
 def default_path() -> Path:

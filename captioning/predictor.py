@@ -40,8 +40,8 @@ Picture = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray |
 class Caption:
     """One caption. In a notebook it shows the photograph and, for each word, where the model looked.
 
-    text: the words joined.
-    words: T words.
+    text: the words put together.
+    words: T tokens of the model, as the text shows them: words, characters or parts of words.
     attention: (T, R) where the model looked for each word, or None.
     log_prob: of the whole caption, in nats.
     alternatives: further hypotheses or samples of this picture, best first: texts and log-probabilities.
@@ -96,7 +96,7 @@ class Caption:
             image = self.photograph()
         except InputError as error:
             return f"<p>{escape(printable(f'{self.text} ({error})'))}</p>"
-        parts = {**self._regions(), "alternatives": self.alternatives}
+        parts = {**self._regions(), "text": self.text, "alternatives": self.alternatives}
         return attention_html(image, self.words, self.attention, **parts)
 
     def _regions(self) -> dict[str, Any]:
@@ -208,13 +208,14 @@ class Predictor:
         return [(read.image, self._row(decoded, regions, row, read)) for row, read in enumerate(batch)]
 
     def _row(self, decoded: Decoded, regions: RegionFeatures, row: int, read: "_Read") -> Caption:
-        words = self.vocabulary.split(decoded.tokens[row].tolist())
+        ids = decoded.tokens[row].tolist()
+        words = self.vocabulary.pieces(ids)
         count = regions.features.shape[1] if regions.counts is None else int(regions.counts[row])
         attention = None
         if decoded.attention is not None:
             attention = decoded.attention[row, : len(words), :count].float().cpu().numpy()
         return Caption(
-            text=" ".join(words),
+            text=self.vocabulary.decode(ids),
             words=words,
             attention=attention,
             log_prob=float(decoded.log_probs[row].sum()),
@@ -301,7 +302,7 @@ def load_members(
     ]
     first = members[0]
     for member, name in zip(members, paths, strict=True):
-        if member.vocabulary.words != first.vocabulary.words:
+        if any(member.metadata[part] != first.metadata[part] for part in ("words", "tokenizer")):
             raise InputError(f"{name} has other words than {paths[0]}; an ensemble needs one vocabulary")
         check_provenance(name, member.metadata["provenance"], first.metadata["provenance"])
     if len(members) == 1:

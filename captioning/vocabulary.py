@@ -1,72 +1,18 @@
 """Words and their ids.
 
-The tokenizer is the one of the post (Keydana 2018): Keras' filter characters without ``<``, ``>`` and the
-apostrophe, lower case, split at white space. Departures: every kind of white space separates (COCO captions
-contain newlines); the four special ids never come out of a text, so a caption that happens to contain
-"<start>" contains an ordinary word; and texts that look the same give the same words. For the last, text is
-brought to Unicode's composed form (NFC), HTML entities are resolved, every script's punctuation separates,
-and invisible characters are dropped. Printable ASCII text without entities gives the post's words.
+"Words" are what a model writes one by one: the tokens of whichever tokenizer the data have. The four special
+ids never come out of a text, so a caption that happens to contain "<start>" contains an ordinary word.
 """
 
-import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from html import unescape
-from html.entities import html5
 from pathlib import Path
 
 from captioning.errors import InputError
+from captioning.tokenizers import JOINERS, Tokenizer, Words
 
 PAD, START, END, UNKNOWN = 0, 1, 2, 3
 SPECIAL_WORDS = ("<pad>", "<start>", "<end>", "<unk>")
-
-_FILTERED = '!"#$%&()*+.,-/:;=?@[\\]^_`{|}~'
-_APOSTROPHES = "\u2018\u2019\u201b\u2032\u02bc\u00b4\uff07"  # curly, prime, modifier, acute, full width
-_INSIDE_WORDS = "\u00b7\u05f3\u05f4\u055a"  # Catalan dot, Hebrew geresh and gershayim, Armenian apostrophe
-_JOINERS = "\u200c\u200d"  # invisible, but they change the letters beside them in Persian and Hindi
-_ENTITY = re.compile(r"&(#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
-
-
-class _Table(dict[int, str]):
-    """What `str.translate` replaces a character by; filled as characters are met."""
-
-    def __missing__(self, code: int) -> str:
-        self[code] = replaced = _replace(chr(code))
-        return replaced
-
-
-def _replace(char: str) -> str:
-    category = unicodedata.category(char)
-    if char in _APOSTROPHES:
-        return "'"
-    if char == "\u200b" or category in ("Cc", "Cs"):  # zero-width space, control characters, lone surrogates
-        return " "
-    if char.isascii():
-        return " " if char in _FILTERED else char
-    if category == "Cf" and char not in _JOINERS or char in "\ufe0e\ufe0f":  # emoji or text style
-        return ""
-    # Full-width symbols such as ＋ are no punctuation to Unicode, but their ASCII forms are filtered.
-    filtered = category[0] == "P" or unicodedata.normalize("NFKC", char) in _FILTERED
-    return " " if filtered and char not in _INSIDE_WORDS else char
-
-
-_TABLE = _Table()
-
-
-def tokenize(text: str) -> list[str]:
-    """Split a caption into lower-case words without punctuation."""
-    if "&" in text:
-        text = _ENTITY.sub(_resolve, text)
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
-    return text.lower().translate(_TABLE).split()
-
-
-def _resolve(entity: re.Match[str]) -> str:
-    # `unescape` alone would also resolve the start of an unknown name: `&notes;` to `¬es;`.
-    name = entity[1]
-    return unescape(entity[0]) if name.startswith("#") else html5.get(f"{name};", entity[0])
 
 
 def printable(text: str | Path) -> str:
@@ -82,7 +28,7 @@ def printable(text: str | Path) -> str:
 
 
 def _escape(char: str) -> str:
-    if char.isprintable() or char in _JOINERS or unicodedata.category(char) == "Zs":
+    if char.isprintable() or char in JOINERS or unicodedata.category(char) == "Zs":
         return char
     # Python keeps the bytes of an undecodable file name as surrogates from U+DC80 on.
     return f"\\x{ord(char) - 0xDC00:02x}" if "\udc80" <= char <= "\udcff" else ascii(char)[1:-1]
@@ -93,13 +39,14 @@ class Vocabulary:
 
     Args:
         words: every word in the order of its id, the special words first, as given by `Vocabulary.words`.
+        tokenizer: splits captions into these words; `Words` when None.
 
     Raises:
         ValueError: the list does not start with the four special words.
     """
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = list(words)
+    def __init__(self, words: Sequence[str], tokenizer: Tokenizer | None = None) -> None:
+        self.words, self.tokenizer = list(words), tokenizer or Words()
         if tuple(self.words[:4]) != SPECIAL_WORDS:
             raise ValueError(
                 f"a vocabulary opens with {' '.join(SPECIAL_WORDS)} but this one opens with "
@@ -108,22 +55,30 @@ class Vocabulary:
         self._ids = {word: index for index, word in enumerate(self.words) if index >= len(SPECIAL_WORDS)}
 
     @classmethod
-    def build(cls, captions: Iterable[str], *, size: int, min_count: int = 1) -> "Vocabulary":
-        """Keep the most frequent words of the captions, ties in alphabetical order.
+    def build(
+        cls,
+        captions: Iterable[str],
+        *,
+        size: int,
+        min_count: int = 1,
+        tokenizer: Tokenizer | None = None,
+    ) -> "Vocabulary":
+        """Keep the most frequent words of the captions, see `Tokenizer.build`.
 
         Args:
             captions: raw sentences; only those of the training split.
             size: the largest number of ids, the four special ones included, so that the embedding has `size`
                 rows as in the post.
             min_count: rarer words are left out even if there is room.
+            tokenizer: splits captions into words, which it may learn here; `Words` when None.
         """
         if size <= len(SPECIAL_WORDS):
             raise InputError(
                 f"vocabulary size {size} leaves no room for words; it counts the 4 special ids too"
             )
-        counts = Counter(word for caption in captions for word in tokenize(caption))
-        ranked = sorted((-count, word) for word, count in counts.items() if count >= min_count)
-        return cls([*SPECIAL_WORDS, *(word for _, word in ranked[: size - len(SPECIAL_WORDS)])])
+        tokenizer = tokenizer or Words()
+        words = tokenizer.build(list(captions), size=size - len(SPECIAL_WORDS), min_count=min_count)
+        return cls([*SPECIAL_WORDS, *words], tokenizer)
 
     def __len__(self) -> int:
         return len(self.words)
@@ -140,14 +95,18 @@ class Vocabulary:
 
         A caption of more than `max_words` words is cut, but keeps its END (flaw S7: the post lost it).
         """
-        return [START, *(self.id(word) for word in tokenize(text)[:max_words]), END]
+        return [START, *(self.id(word) for word in self.tokenizer(text)[:max_words]), END]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids back into text: stops at END, leaves out PAD and START."""
-        return " ".join(self.split(ids))
+        return self.tokenizer.join(self.split(ids))
+
+    def pieces(self, ids: Iterable[int]) -> list[str]:
+        """Like `decode`, as a list of what each word adds to the text, without the space before it."""
+        return [piece.strip() for piece in self.tokenizer.pieces(self.split(ids))]
 
     def split(self, ids: Iterable[int]) -> list[str]:
-        """Like `decode`, as a list of words."""
+        """Turn ids back into words, as the tokenizer gives them."""
         words = []
         for index in map(int, ids):
             if index == END:

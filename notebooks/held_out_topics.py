@@ -40,13 +40,12 @@ def main() -> None:
     parser.add_argument("--keep-stop-words", action="store_true")
     options = parser.parse_args()
     loaded = checkpoint.load(checkpoint.locate(options.checkpoint, first=checkpoint.BEST))
-    words = loaded.vocabulary.words
-    data = checkpoint.build_data(loaded.metadata["data"], words=words)
+    data = checkpoint.build_data(loaded.metadata["data"], vocabulary=loaded.vocabulary)
     data.setup()
     training = [record.captions for record in data.split("train")]
     topics = TopicModel(
         training,
-        words,
+        loaded.vocabulary,
         num_topics=loaded.model.topic_head[-1].out_features,
         passes=options.passes,
         stop_words=not options.keep_stop_words,

@@ -10,6 +10,7 @@ from captioning.data import Annotated, CaptionDataModule
 from captioning.errors import InputError
 from captioning.evaluation.baselines import global_features, most_frequent, nearest_neighbour
 from captioning.metrics import score_all
+from captioning.tokenizers import Words
 from tests.test_commands import call
 
 
@@ -25,25 +26,28 @@ KNOWN = np.array([[1.0, 0.0], [0.0, 5.0]])
 
 
 def test_the_most_frequent_caption_is_counted_in_words() -> None:
-    assert most_frequent(TRAINING, KNOWN, np.zeros((2, 2))) == ["a dog runs"] * 2
+    assert most_frequent(TRAINING, KNOWN, np.zeros((2, 2)), tokenizer=Words()) == ["a dog runs"] * 2
 
 
 def test_the_neighbour_is_near_by_angle_and_its_caption_the_agreed_one() -> None:
     wanted = np.array([[9.0, 1.0], [0.1, 0.2]])
-    assert nearest_neighbour(TRAINING, KNOWN, wanted, neighbours=1) == ["a dog runs", "a cat sleeps"]
+    assert nearest_neighbour(TRAINING, KNOWN, wanted, tokenizer=Words(), neighbours=1) == [
+        "a dog runs",
+        "a cat sleeps",
+    ]
 
 
 def test_more_neighbours_outvote_the_nearest() -> None:
     training = [record("odd", "purple ideas"), *TRAINING[:1], record("dogs", "a dog runs")]
     known = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2]])
-    assert nearest_neighbour(training, known, known[:1], neighbours=1) == ["purple ideas"]
-    assert nearest_neighbour(training, known, known[:1], neighbours=3) == ["a dog runs"]
+    assert nearest_neighbour(training, known, known[:1], tokenizer=Words(), neighbours=1) == ["purple ideas"]
+    assert nearest_neighbour(training, known, known[:1], tokenizer=Words(), neighbours=3) == ["a dog runs"]
 
 
 @pytest.mark.parametrize("neighbours", [0, 3])
 def test_the_number_of_neighbours_is_checked(neighbours: int) -> None:
     with pytest.raises(InputError, match=f"neighbours is {neighbours}; it must be 1 to 2"):
-        nearest_neighbour(TRAINING, KNOWN, KNOWN, neighbours=neighbours)
+        nearest_neighbour(TRAINING, KNOWN, KNOWN, tokenizer=Words(), neighbours=neighbours)
 
 
 def test_global_features_are_means(toy_data: CaptionDataModule) -> None:

@@ -22,6 +22,7 @@ from captioning.checkpoint import build
 from captioning.checkpoint.archive import MAX_PICKLE, check_archive
 from captioning.checkpoint.building import check_target
 from captioning.errors import InputError
+from captioning.tokenizers import Words
 from captioning.training import assemble
 from captioning.training.schedules import check_optimizer_states
 from tests.conftest import compose_config
@@ -67,6 +68,21 @@ def without(*keys: Any) -> Change:
     return change
 
 
+def test_a_checkpoint_from_before_tokenizers_has_words_of_english_captions(
+    content: dict[str, Any], tmp_path: Path
+) -> None:
+    def change(content: dict[str, Any]) -> None:
+        metadata = content["captioning"]
+        metadata["format"] = 2
+        del metadata["tokenizer"], metadata["data"]["tokenizer"], metadata["data"]["language"]
+
+    loaded = checkpoint.load(changed(content, tmp_path / "a.ckpt", change))
+    assert type(loaded.vocabulary.tokenizer) is Words and loaded.metadata["data"]["language"] == "en"
+    assert loaded.metadata["format"] == checkpoint.FORMAT
+    data = checkpoint.build_datamodule(loaded.metadata["data"], vocabulary=loaded.vocabulary)
+    assert data.vocabulary is not None and data.vocabulary.words == loaded.vocabulary.words
+
+
 class TestParts:
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -74,8 +90,8 @@ class TestParts:
             (without("captioning"), "is not a checkpoint of this project"),
             (at("captioning", to=[1]), "is not a checkpoint of this project"),
             (without("captioning", "format"), "is not a checkpoint of this project"),
-            (at("captioning", "format", to=1), "has format 1, needed is 2"),
-            (at("captioning", "format", to={}), "has format {}, needed is 2"),
+            (at("captioning", "format", to=1), "has format 1, needed is 3"),
+            (at("captioning", "format", to={}), "has format {}, needed is 3"),
             (without("state_dict"), "holds no weights"),
             (at("state_dict", to={}), "holds no weights"),
             (at("state_dict", to=[torch.ones(2)]), "holds no weights"),
@@ -91,6 +107,18 @@ class TestParts:
                 at("captioning", "words", to=["<pad>", "<start>", "<end>", "<unk>", "dog"]),
                 "it has 5 words, but",
             ),
+            (without("captioning", "tokenizer"), "does not say its 'tokenizer'"),
+            (at("captioning", "tokenizer", to="words"), "its tokenizer is a str, needed is a dict"),
+            (at("captioning", "tokenizer", "_target_", to="torch.nn.Tanh"), "torch.nn.Tanh as its tokenizer"),
+            (
+                at("captioning", "tokenizer", "_target_", to="captioning.tokenizers.tokenize"),
+                "captioning.tokenizers.tokenize as its tokenizer, which captioning does not provide",
+            ),
+            (
+                at("captioning", "tokenizer", "_target_", to="captioning.tokenizers.Tokenizer"),
+                "tokenizer can't be built as it says",
+            ),
+            (at("captioning", "tokenizer", "merges", to="a b"), "tokenizer can't be built as it says"),
             (without("captioning", "model"), "does not say its 'model'"),
             (at("captioning", "model", to=None), "its model is a NoneType, needed is a dict"),
             (without("captioning", "model", "_target_"), "does not name the class of its model"),
@@ -574,7 +602,7 @@ class TestResuming:
         assert sorted(file.name for file in folder.iterdir()) == ["best.ckpt", "epoch01.ckpt", "last.ckpt"]
 
 
-@pytest.mark.parametrize("role", ["model", "extractor", "data"])
+@pytest.mark.parametrize("role", ["model", "extractor", "data", "tokenizer"])
 def test_a_part_that_is_only_prepared_is_refused(role: str) -> None:
     options = {"_target_": "captioning.models.RawFeatures", "_partial_": True}
     with pytest.raises(InputError, match=f"only prepares its {role}"):

@@ -15,15 +15,17 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from captioning import checkpoint
 from captioning.files import CONF
 from captioning.models import CaptionModel
+from captioning.tokenizers import Words
 from captioning.training.assembly import plain
 from captioning.vocabulary import SPECIAL_WORDS
 from tests.conftest import compose_config
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 OPTIONS = sorted(
-    (path.parent.name, path.stem)
-    for path in CONF.glob("*/*.yaml")
-    if path.parent.name not in ("experiment", "encoder", "card") and not path.stem.startswith("_")
+    (path.parent.relative_to(CONF).as_posix(), path.stem)
+    for path in CONF.glob("*/**/*.yaml")
+    if path.relative_to(CONF).parts[0] not in ("experiment", "encoder", "card", "hydra")
+    and not path.stem.startswith("_")
 )
 FIXED = ("output_dir=none", "data_root=data")
 OPTION_NEEDS = {  # what an option leaves to its user
@@ -62,14 +64,20 @@ def test_every_experiment_composes_and_calls_what_exists(experiment: str) -> Non
     assert config.name == experiment
 
 
-ROLES = {"model": "model", "features": "extractor", "decoding": "decoder"}  # group -> role in a checkpoint
+ROLES = {  # group -> role in a checkpoint
+    "model": "model",
+    "features": "extractor",
+    "decoding": "decoder",
+    "data/tokenizer": "tokenizer",
+}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_composes_and_calls_what_exists(group: str, option: str) -> None:
     extra = OPTION_NEEDS.get(option, ())
     command = "baseline" if group == "retrieval" else "train"
-    composed = compose_config(command, f"{group}={option}", *FIXED, *extra)[group]
+    config = compose_config(command, f"{group}={option}", *FIXED, *extra)
+    composed = OmegaConf.select(config, group.replace("/", "."))
     check_calls(composed)
     if group == "data":
         for node in targets(composed.reader):
@@ -177,7 +185,7 @@ def test_every_model_comes_back_from_a_checkpoint_alone(option: str, tmp_path: P
     words, options = [*SPECIAL_WORDS, *(f"w{i}" for i in range(1096))], complete(config, 1100)
     model = instantiate(options)
     state = {f"model.{name}": value for name, value in model.state_dict().items()}
-    metadata = {"format": checkpoint.FORMAT, "model": options, "words": words}
+    metadata = {"format": checkpoint.FORMAT, "model": options, "words": words, "tokenizer": Words().options()}
     torch.save({"state_dict": state, "captioning": metadata}, tmp_path / "model.ckpt")
     loaded = checkpoint.load(tmp_path / "model.ckpt")
     assert loaded.vocabulary.words == words and type(loaded.model) is type(model)

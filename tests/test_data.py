@@ -14,7 +14,8 @@ from captioning.data.dataset import pad_captions
 from captioning.errors import InputError
 from captioning.features.cache import Row
 from captioning.features.writer import CacheWriter
-from captioning.vocabulary import END, PAD, START
+from captioning.tokenizers import Characters, Subwords, Tokenizer, Words
+from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, Vocabulary
 
 REGIONS, DIM = 4, 3
 
@@ -186,6 +187,15 @@ class TestDataModule:
         [
             ({"train_on": "words"}, "train_on is 'words'; it is captions or images"),
             ({"batch_size": 0}, "batch_size=0 and eval_batch_size=4 must be at least 1"),
+            ({"language": "English"}, "language is 'English'; it is a code of ISO 639, such as en"),
+            (
+                {"language": False},
+                "language is False; it is a code of ISO 639, such as en, or 'no' in quotes",
+            ),
+            (
+                {"vocabulary": Vocabulary(SPECIAL_WORDS, Characters()), "tokenizer": Words()},
+                "are made of characters, found words; give data/tokenizer=characters",
+            ),
             ({"max_words": 0}, "max_words is 0; it must be at least 1, or null"),
             (
                 {"provenance": {"node": "Mixed_7c"}},
@@ -284,6 +294,17 @@ class TestSummary:
     ) -> None:
         build([record._replace(captions=(caption,)) for record in RECORDS], features)
         assert ("a language written without spaces" in caplog.text) is warned
+        assert ("give data/tokenizer=characters, or subwords" in caplog.text) is warned
+
+    @pytest.mark.parametrize("tokenizer", [Characters(), Subwords()])
+    def test_other_tokenizers_split_a_language_without_spaces(
+        self, features: Path, caplog: pytest.LogCaptureFixture, tokenizer: Tokenizer
+    ) -> None:
+        caption = "一只狗在绿色的草地上奔跑,追一个红色的球"
+        records = [record._replace(captions=(caption,)) for record in RECORDS]
+        data = build(records, features, tokenizer=tokenizer, language="zh", max_words=None)
+        assert data.vocabulary is not None and "without spaces" not in caplog.text
+        assert data.vocabulary.decode(data.vocabulary.encode(caption)) == caption.replace(",", "")
 
 
 def test_data_sets_are_built_without_a_datamodule(data: CaptionDataModule) -> None:

@@ -20,6 +20,7 @@ from captioning.decoding.consensus import sample_agreement
 from captioning.decoding.sampling import keep_top
 from captioning.errors import InputError
 from captioning.models import CaptionModel, Step
+from captioning.tokenizers import Characters
 from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, UNKNOWN, Vocabulary
 from tests.conftest import DIM, FAMILIES, REGIONS, VOCABULARY, batch_of, build
 
@@ -275,6 +276,19 @@ def test_unknown_words_and_what_is_no_list_of_words_are_refused() -> None:
         words_to_ids({"prefix": 7}, WORDS)
     with pytest.raises(InputError, match=r"decoding.ids is \[\['a'\]\]; needed is a list of words"):
         words_to_ids({"rules": [{"ids": [["a"]]}]}, WORDS)
+
+
+def test_a_prefix_may_be_of_several_tokens_but_a_required_word_is_one() -> None:
+    chinese = Vocabulary.build(["一只狗在跑"], size=20, tokenizer=Characters())
+    ids = chinese.encode("一只狗")[1:-1]
+    assert len(ids) == 3 and words_to_ids({"prefix": "一只狗"}, chinese) == {"prefix": ids}
+    assert words_to_ids({"required": ["狗"]}, chinese) == {"required": ids[-1:]}
+    with pytest.raises(
+        InputError, match="required has '只狗', for this model 2 characters: 只 狗; needed is"
+    ):
+        words_to_ids({"required": ["只狗"]}, chinese)
+    with pytest.raises(InputError, match="do not include '猫'"):
+        words_to_ids({"prefix": ["一只猫"]}, chinese)
 
 
 def test_alternatives_are_texts_with_log_probabilities_and_leave_out_empty_places() -> None:

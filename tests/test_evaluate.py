@@ -26,14 +26,16 @@ from captioning.evaluation import (
     read_results,
     results_json,
     score,
+    write_report,
 )
 from captioning.evaluation.comparison import Example, choose, pair, render_page, thumbnail
 from captioning.evaluation.results import system_names
 from captioning.evaluation.scoring import to_json
 from captioning.evaluation.tables import images_csv, score_table
 from captioning.files import write_text
-from captioning.metrics import MetricUnavailable, Score, score_all
+from captioning.metrics import PENN_TREEBANK, MetricUnavailable, Score, score_all, scored_tokens
 from captioning.metrics.statistics import mean_statistics, randomization_test
+from captioning.tokenizers import Characters
 from captioning.training.assembly import build_data, build_module, own_options
 from tests.conftest import compose_config
 from tests.test_commands import call
@@ -230,6 +232,34 @@ class TestScores:
         )
         written = json.dumps(to_json(evaluated(GOOD, metrics=("spice",))), allow_nan=False)
         assert json.loads(written)["scores"]["spice"]["score"] is None
+
+    def test_other_languages_are_scored_on_the_tokens_that_the_report_names(self, tmp_path: Path) -> None:
+        tokens = scored_tokens("zh", Characters.unit, Characters())
+        chinese = {"1": ("一只狗在雪里跑。", "雪里有一只狗"), "2": ("两个男人骑自行车",)}
+        captions = {"1": "一只狗在跑", "2": "两个男人骑车"}
+        references = References("zh val", {}, frozenset(), [], tokens=tokens)
+        evaluation = score(captions, chinese, metrics=(*METRICS, "meteor"), tokens=tokens, resamples=50)
+        spaced = {key: " ".join(Characters()(text)) for key, text in captions.items()}
+        expected = score_all(
+            METRICS, spaced, {k: [" ".join(Characters()(t)) for t in v] for k, v in chinese.items()}
+        )
+        assert {name: found.corpus for name, found in evaluation.scores.items()} == {
+            name: found.corpus for name, found in expected.items()
+        }
+        assert "knows English only" in evaluation.unavailable["meteor"] and evaluation.num_words == [5, 6]
+        scores, diversity, lengths = write_report(tmp_path, [evaluation], references)
+        assert scores.title == "scores × 100 over characters (language zh) [95 % interval]"
+        assert (
+            "characters a caption" in {row[0] for row in diversity.rows}
+            and lengths.headings[0] == "characters"
+        )
+        assert "ends in a function word" not in {row[0] for row in diversity.rows}
+        content = json.loads((tmp_path / "scores.json").read_text())
+        assert content["tokens"] == "characters (language zh)"
+        assert content["systems"][0]["diversity"]["bad_endings"] is None
+
+    def test_english_is_scored_on_penn_treebank_tokens_whatever_the_tokenizer(self) -> None:
+        assert scored_tokens("en", Characters.unit, Characters()) is PENN_TREEBANK
 
     def test_unknown_metrics_are_refused(self) -> None:
         with pytest.raises(

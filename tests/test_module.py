@@ -315,8 +315,8 @@ def test_an_objective_is_prepared_with_training_captions_only_and_given_the_epoc
     given: dict[str, Any] = {}
 
     class Recorder(CrossEntropy):
-        def prepare(self, references: Any, words: Any) -> None:
-            given.update(references=references, words=words)
+        def prepare(self, references: Any, vocabulary: Any) -> None:
+            given.update(references=references, vocabulary=vocabulary)
 
         def begin_epoch(self, epoch: int) -> None:
             given.setdefault("epochs", []).append(epoch)
@@ -329,7 +329,7 @@ def test_an_objective_is_prepared_with_training_captions_only_and_given_the_epoc
     )  # fmt: skip
     trainer.fit(module, datamodule=toy_data)
     assert given["references"] == {record.image_id: record.captions for record in toy_data.split("train")}
-    assert given["words"] == module.vocabulary.words and given["epochs"] == [0, 1]
+    assert given["vocabulary"] is module.vocabulary and given["epochs"] == [0, 1]
 
 
 def test_a_resumed_run_inherits_the_best_epoch_so_far(

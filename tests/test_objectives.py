@@ -24,7 +24,7 @@ from captioning.objectives import (
     ShiftedTargets,
     Terms,
 )
-from captioning.vocabulary import END, PAD, START
+from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, Vocabulary
 from tests.conftest import REGIONS, VOCABULARY, batch_of, build
 from tests.test_decoding import Fixed
 
@@ -405,7 +405,8 @@ class TestSelfCritical:
             }
         )
         made.prepare(
-            {"image0": ["a dog runs"], "image1": ["a cat sits"], "image2": ["a red cat"]}, self.WORDS
+            {"image0": ["a dog runs"], "image1": ["a cat sits"], "image2": ["a red cat"]},
+            Vocabulary(self.WORDS),
         )
         return made
 
@@ -420,7 +421,9 @@ class TestSelfCritical:
     def test_its_gradient_is_that_of_the_enumerated_reward(self, baseline: str) -> None:
         """Minus the expected CIDEr-D of captions of up to three words, END's own probability included."""
         objective = SelfCritical(num_samples=2, baseline=baseline, max_words=3, cross_entropy_share=0.0)
-        objective.prepare({"image0": ["a dog"], "image1": ["dog dog"]}, self.WORDS[:6])  # 4 a, 5 dog
+        objective.prepare(
+            {"image0": ["a dog"], "image1": ["dog dog"]}, Vocabulary(self.WORDS[:6])
+        )  # 4 a, 5 dog
         model = Trainable([0.0, 0.0, 0.4, -9.0, 0.2, -0.3])
         exact = torch.zeros(())
         for length in (1, 2, 3):
@@ -599,7 +602,7 @@ def test_hard_attention_is_refused_by_every_objective_that_cannot_train_it() -> 
 
 def test_an_objective_without_memory_has_an_empty_state() -> None:
     objective = CrossEntropy()
-    objective.prepare({"image0": ["a dog"]}, [])
+    objective.prepare({"image0": ["a dog"]}, Vocabulary(SPECIAL_WORDS))
     objective.begin_epoch(0)
     objective.load_state_dict(objective.state_dict())
     assert objective.state_dict() == {}

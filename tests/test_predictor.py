@@ -19,11 +19,12 @@ from PIL import Image
 import captioning
 from captioning import checkpoint
 from captioning.errors import InputError
-from captioning.evaluation.attention_html import attention_html
+from captioning.evaluation.attention_html import attention_html, joined
 from captioning.features import Backbone, to_image
 from captioning.features.file_kinds import describe_content, is_url
 from captioning.files import PHOTOGRAPHS
 from captioning.predictor import Caption, Predictor, decoding_options
+from captioning.tokenizers import Characters, Subwords, Words
 from captioning.vocabulary import SPECIAL_WORDS
 
 WORDS = [*SPECIAL_WORDS, "a", "there", "is", "yellow", "red", "dog", "on", "grass", "<b>", "caf\xe9"]
@@ -51,7 +52,7 @@ MODEL = {
 }
 
 
-def write_run(folder: Path, model: dict[str, Any] = MODEL) -> Path:
+def write_run(folder: Path, model: dict[str, Any] = MODEL, **parts: Any) -> Path:
     """A run folder whose model has random weights, so that nothing need be trained."""
     torch.manual_seed(3)
     built = checkpoint.build(model, "model")
@@ -60,8 +61,10 @@ def write_run(folder: Path, model: dict[str, Any] = MODEL) -> Path:
         "format": checkpoint.FORMAT,
         "model": model,
         "words": WORDS,
+        "tokenizer": Words().options(),
         "provenance": Backbone(**EXTRACTOR).provenance,
         "features": {"extractor": {"_target_": "captioning.features.Backbone", **EXTRACTOR}, "path": "f.h5"},
+        **parts,
     }
     (folder / "checkpoints").mkdir(parents=True)
     torch.save({"captioning": metadata, "state_dict": state}, folder / "checkpoints" / "best.ckpt")
@@ -107,6 +110,29 @@ def test_the_example_of_the_readme_runs(
     found: dict[str, Any] = {}
     exec(example, found)
     assert found["caption"].text in capsys.readouterr().out
+
+
+def test_words_without_spaces_stand_together_in_a_notebook() -> None:
+    shown = attention_html(photograph(), ["mäd", "chen", "läuft"], None, text="mädchen läuft")
+    assert "<p>mädchen läuft</p>" in shown and 'aria-label="Caption: mädchen läuft"' in shown
+    assert joined("mädchen läuft", ["mäd", "chen", "läuft"]) == [False, True, False]
+    assert joined("一只狗", list("一只狗")) == [False, True, True]
+
+
+def test_a_caption_has_its_tokens_as_the_text_shows_them(tmp_path: Path) -> None:
+    subwords = Subwords()
+    words = subwords.build(["a yellow dog", "a yellow cat"] * 3, size=len(WORDS) - 4, min_count=1)
+    assert len(words) == len(WORDS) - 4
+    parts = {"words": [*SPECIAL_WORDS, *words], "tokenizer": subwords.options()}
+    caption = captioning.load(write_run(tmp_path / "run", **parts), decoding="greedy")(photograph())
+    assert caption.words and caption.text.replace(" ", "") == "".join(caption.words)
+    assert "▁" not in caption.text and caption.attention.shape[0] == len(caption.words)
+
+
+def test_members_of_an_ensemble_share_their_tokenizer(run_folder: Path, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "run", tokenizer=Characters().options())
+    with pytest.raises(InputError, match="an ensemble needs one vocabulary"):
+        captioning.load([run_folder, other])
 
 
 def test_the_example_of_the_documentation_runs(

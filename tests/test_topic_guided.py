@@ -21,7 +21,7 @@ from captioning.models import RawFeatures, TopicGuided
 from captioning.models.topic_guided import GuidedAttention
 from captioning.objectives import CrossEntropy, DoublyStochastic, TopicSupervision
 from captioning.training import assemble
-from captioning.vocabulary import SPECIAL_WORDS
+from captioning.vocabulary import SPECIAL_WORDS, Vocabulary
 from tests.conftest import DIM, batch_of, build, compose_config
 
 SEA, DOG = ("the sea is blue", "blue sea waves"), ("a dog runs", "brown dog barks")
@@ -30,7 +30,7 @@ WORDS = [*SPECIAL_WORDS, "sea", "dog", "blue", "runs", "waves", "barks", "brown"
 
 def topics(**options: Any) -> TopicModel:
     settings = {"num_topics": 2, "passes": 20, "stop_words": True, "seed": 0, **options}
-    return TopicModel([SEA, DOG] * 10, WORDS, **settings)
+    return TopicModel([SEA, DOG] * 10, Vocabulary(WORDS), **settings)
 
 
 def objective(**options: float) -> TopicSupervision:
@@ -40,7 +40,7 @@ def objective(**options: float) -> TopicSupervision:
     settings: dict[str, Any] = {"topic_weight": 1.0, "attribute_weight": 1.0, **options}
     fit_topics = partial(TopicModel, passes=20, stop_words=True, seed=0)
     made = TopicSupervision(captions=captions, fit_topics=fit_topics, **settings)
-    made.prepare({"image0": SEA, "image1": DOG}, WORDS)
+    made.prepare({"image0": SEA, "image1": DOG}, Vocabulary(WORDS))
     return made
 
 
@@ -64,7 +64,9 @@ def test_without_scikit_learn_the_remedy_is_named(monkeypatch: pytest.MonkeyPatc
 
 def test_a_vocabulary_of_stop_words_alone_is_refused() -> None:
     with pytest.raises(InputError, match="stop_words=false"):
-        TopicModel([("the",)], [*SPECIAL_WORDS, "the"], num_topics=2, passes=1, stop_words=True, seed=0)
+        TopicModel(
+            [("the",)], Vocabulary([*SPECIAL_WORDS, "the"]), num_topics=2, passes=1, stop_words=True, seed=0
+        )
 
 
 def test_guided_energy_by_hand() -> None:
@@ -129,7 +131,9 @@ def test_the_loss_adds_divergence_and_attributes() -> None:
             head[-1].weight.zero_()
             head[-1].bias.copy_(torch.tensor(bias))
     terms = objective()(model, batch)
-    asked = TopicModel([SEA, DOG], WORDS, num_topics=2, passes=20, stop_words=True, seed=0)([SEA, DOG])
+    asked = TopicModel([SEA, DOG], Vocabulary(WORDS), num_topics=2, passes=20, stop_words=True, seed=0)(
+        [SEA, DOG]
+    )
     kl = (asked * np.log(asked / np.array([0.25, 0.75]))).sum(1).mean()
     assert terms.logged["topic_kl"].item() == pytest.approx(kl, rel=1e-4)
     present = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])  # sea, dog, blue

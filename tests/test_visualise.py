@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from captioning.evaluation.fonts import find_font, installed_fonts, warn_that_words_are_numbered
 from captioning.evaluation.visualise import (
     PICTURE_FORMATS,
     attention_figure,
@@ -129,3 +130,34 @@ def test_regions_that_are_no_square_need_their_grid_or_boxes() -> None:
         overlay(GREY, np.ones(7))
     with pytest.raises(ValueError, match="7 regions do not fill a grid of 2 × 4 cells"):
         overlay(GREY, np.ones(7), grid=(2, 4))
+
+
+NOBODYS = "\U000f1234"  # for private use: no font of a system has it
+
+
+def test_a_font_has_every_character_of_the_text() -> None:
+    default = installed_fonts()[0]
+    assert find_font("ein mädchen", [default]) == default
+    assert find_font("一只狗", [default]) is None  # DejaVu has no Chinese
+    assert find_font(f"dog {NOBODYS}") is None
+
+
+def test_files_that_are_no_font_are_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    default = installed_fonts()[0]
+    assert find_font("dog", [tmp_path / "broken.ttf", default]) == default
+
+
+def test_words_that_cannot_be_drawn_are_numbered_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    warn_that_words_are_numbered.cache_clear()
+    for _ in range(2):
+        figure = attention_figure(GREY, ["dog", NOBODYS], np.ones((2, 4)), title=f"dog {NOBODYS}")
+        assert [axis.get_title() for axis in figure.axes[1:3]] == ["1", "2"] and not figure.get_suptitle()
+    assert caplog.text.count("their pictures number the words instead, and have no title") == 1
+
+
+@pytest.mark.skipif(find_font("一只狗") is None, reason="no font of this machine has Chinese characters")
+def test_chinese_is_drawn_in_a_font_that_has_it() -> None:
+    figure = attention_figure(GREY, list("一只狗"), np.ones((3, 4)), title="一只狗")
+    assert figure.axes[1].title.get_text() == "一" and figure.get_suptitle() == "一只狗"
+    assert figure.axes[1].title.get_fontproperties().get_file() == str(find_font("一只狗"))

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from captioning.errors import InputError
+from captioning.tokenizers import Tokenizer
 
 _LARGEST = {  # options of a stranger's file that could take a machine down by their size alone
     "num_workers": 64,
@@ -28,7 +29,7 @@ def build(
 
     Args:
         options: with `_target_`s.
-        role: `model`, `extractor`, `reader`, `data` or `decoder`; what the `_target_`s may name.
+        role: `model`, `extractor`, `reader`, `data`, `tokenizer` or `decoder`; what the `_target_`s may name.
         trust: packages whose classes are allowed as well.
         partial: return the call without making it, for arguments that Hydra does not take, such as tensors.
         parts: arguments that replace options of the same name.
@@ -39,7 +40,7 @@ def build(
     """
     if not isinstance(options.get("_target_"), str):
         raise InputError(f"the checkpoint does not name the class of its {role}, which _target_ is to do")
-    if role in ("model", "extractor", "data") and options.get("_partial_"):
+    if role in ("model", "extractor", "data", "tokenizer") and options.get("_partial_"):
         raise InputError(f"the checkpoint only prepares its {role} (_partial_) instead of building it")
     for key, value in _leaves(options):
         if key == "_target_":
@@ -91,12 +92,13 @@ def build_datamodule(data: Mapping[str, Any], *, trust: Sequence[str] = (), **ov
     """Build the datamodule that a checkpoint describes; nothing is drawn or downloaded for it.
 
     Args:
-        data: the metadata's `data`.
+        data: the metadata's `data`. Its tokenizer is left out: that of the `vocabulary` among the overrides
+            has learnt what it needs.
         trust: packages whose readers are allowed as well.
         overrides: arguments that replace options of the same name.
     """
     reader = build_reader(data["reader"], trust=trust)
-    plain = {key: value for key, value in data.items() if key not in ("reader", "prepare")}
+    plain = {key: value for key, value in data.items() if key not in ("reader", "prepare", "tokenizer")}
     return build({**plain, **overrides}, "data", trust, reader=reader)
 
 
@@ -172,6 +174,11 @@ def _is_data(module: str, name: str) -> bool:
     return (module, name) == ("captioning.data", "CaptionDataModule")
 
 
+def _is_tokenizer(module: str, name: str) -> bool:
+    found = _exported(module, name) if module == "captioning.tokenizers" else None
+    return isinstance(found, type) and issubclass(found, Tokenizer)
+
+
 def _is_decoding_part(module: str, name: str) -> bool:
     return module == "captioning.decoding" and callable(_exported(module, name))
 
@@ -182,6 +189,7 @@ _ROLES = {
     "extractor": _is_extractor,
     "reader": _is_reader,
     "data": _is_data,
+    "tokenizer": _is_tokenizer,
 }
 
 

@@ -47,15 +47,33 @@ def load(
         if name.startswith("model.")
     }
     options = override(metadata["model"], model_options or {})
+    vocabulary = build_vocabulary(metadata, path, trust=trust)
+    model = _build_with_weights(path, options, weights, trust)
+    if len(vocabulary) != model.vocabulary_size:
+        raise InputError(
+            f"{path} is damaged: it has {len(vocabulary)} words, but its model is one of "
+            f"{model.vocabulary_size}"
+        )
+    return Loaded(model.eval(), vocabulary, metadata)
+
+
+def build_vocabulary(
+    metadata: Mapping[str, Any], path: str | Path, *, trust: Sequence[str] = ()
+) -> Vocabulary:
+    """Build the vocabulary of a checkpoint, with its tokenizer.
+
+    Args:
+        metadata: of the checkpoint.
+        path: of the checkpoint, for messages.
+        trust: packages whose tokenizers are allowed as well.
+
+    Raises:
+        InputError: see `build`; words that are none of ours.
+    """
     words = metadata["words"]
     if tuple(words[: len(SPECIAL_WORDS)]) != SPECIAL_WORDS:
         raise InputError(f"{path} is damaged: its words begin with {words[:4]}, not with {SPECIAL_WORDS}")
-    model = _build_with_weights(path, options, weights, trust)
-    if len(words) != model.vocabulary_size:
-        raise InputError(
-            f"{path} is damaged: it has {len(words)} words, but its model is one of {model.vocabulary_size}"
-        )
-    return Loaded(model.eval(), Vocabulary(words), metadata)
+    return Vocabulary(words, build(metadata["tokenizer"], "tokenizer", trust))
 
 
 def _build_with_weights(

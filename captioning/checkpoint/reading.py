@@ -10,12 +10,14 @@ from torch import Tensor
 
 from captioning.checkpoint.archive import check_archive
 from captioning.errors import InputError
+from captioning.tokenizers import Words
 
-FORMAT = 2
+FORMAT = 3
 BEST, LAST = "best.ckpt", "last.ckpt"
 
 _PARTS = {  # of the metadata: what a part must be where it is there
     **dict.fromkeys(("model", "data", "features", "provenance", "decoding", "card", "extractor_state"), dict),
+    "tokenizer": dict,
     **dict.fromkeys(("objective", "optimizer", "scheduler", "objective_state", "logged_sums"), dict),
     **dict.fromkeys(("words", "history", "cuda_random_state"), list),
 }
@@ -94,13 +96,24 @@ def read(path: str | Path) -> dict[str, Any]:
         raise InputError(
             f"{path} is not a checkpoint of this project; use one that captioning train has written"
         )
+    if metadata["format"] == 2:
+        metadata = _with_tokenizer(metadata)
     if metadata["format"] != FORMAT:
         raise InputError(
             f"{path} has format {metadata['format']!r}, needed is {FORMAT}: it was written by another "
             "version of captioning, whose parameters have other names; train again, or use that version"
         )
+    content = {**content, "captioning": Metadata(metadata, path)}
     _check_parts(content, path)
-    return {**content, "captioning": Metadata(metadata, path)}
+    return content
+
+
+def _with_tokenizer(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Add what format 2 took for granted: words, of English captions."""
+    added: dict[str, Any] = {"format": FORMAT, "tokenizer": Words().options()}
+    if isinstance(metadata.get("data"), dict):
+        added["data"] = {**metadata["data"], "language": "en"}
+    return {**metadata, **added}
 
 
 def _check_parts(content: Mapping[str, Any], path: Path) -> None:

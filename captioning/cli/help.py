@@ -37,7 +37,7 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
     for argument in arguments:
         group, _, option = argument.partition("=")
         if group in groups and (CONF / group / f"{option}.yaml").is_file():
-            groups[group] = option
+            groups |= {group: option, **_inner_groups(group, option)}
     lines = [*root.comment, "", f"usage: captioning {config_name} [key=value …]", ""]
     lines += ["Options (key=default):", *_keys(command_keys(config_name)), ""]
     for group, chosen in groups.items():
@@ -66,7 +66,20 @@ def command_groups(config_name: str) -> dict[str, str | None]:
             for name, option in entry.items():
                 group = str(name).removeprefix("override ").lstrip("/")
                 if not group.startswith("hydra"):
-                    groups[group] = option
+                    groups |= {group: option, **_inner_groups(group, option)}
+    return groups
+
+
+def _inner_groups(group: str, option: str | None) -> dict[str, str | None]:
+    """List the groups inside a group, such as `data/tokenizer`, with what an option of it takes of them."""
+    folders = sorted(path.name for path in (CONF / group).iterdir() if path.is_dir())
+    groups: dict[str, str | None] = {f"{group}/{name}": None for name in folders}
+    for entry in read_option(CONF / group / f"{option}.yaml").defaults if option and folders else ():
+        if isinstance(entry, str) and entry != "_self_":
+            groups |= _inner_groups(group, entry)
+        elif isinstance(entry, dict):
+            chosen = {str(name).removeprefix("override "): choice for name, choice in entry.items()}
+            groups |= {f"{group}/{name}": chosen[name] for name in folders if name in chosen}
     return groups
 
 
@@ -118,10 +131,11 @@ def option_keys(group: str, option: str) -> list[tuple[str, str, str]]:
             keys += option_keys(group, entry)
         elif isinstance(entry, dict):  # a part from another group: /encoder@encoder: projection
             for name, choice in entry.items():
-                part, _, place = str(name).lstrip("/").partition("@")
+                part, _, place = str(name).removeprefix("override ").partition("@")
+                inside = "" if part.startswith("/") else f"{group}/"
                 keys += [
-                    (f"{place}.{key}", value, comment)
-                    for key, value, comment in option_keys(part, str(choice))
+                    (f"{place or part}.{key}", value, comment)
+                    for key, value, comment in option_keys(f"{inside}{part.lstrip('/')}", str(choice))
                 ]
     return _merged([*keys, *found.keys])
 

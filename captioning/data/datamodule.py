@@ -1,6 +1,7 @@
 """The LightningDataModule: records and the feature cache in, loaders out."""
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from captioning.data.dataset import (
     own_process_group,
 )
 from captioning.data.records import Annotated, one_picture_per_id
-from captioning.data.summary import log_summary
+from captioning.data.summary import log_summary, log_words
 from captioning.errors import InputError
 from captioning.features.cache import FeatureCache, check_provenance
+from captioning.tokenizers import Tokenizer, Words
 from captioning.vocabulary import Vocabulary, printable
 
 log = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ class CaptionDataModule(LightningDataModule):
         vocabulary_splits: splits whose captions the vocabulary is built from; the training split, unless flaw
             S5 of the post is to be reproduced.
         max_words: captions are cut to that many words; None cuts none.
+        tokenizer: splits captions into the words of a vocabulary that is built here; `Words` when None.
+        language: of the captions, a code of ISO 639. It decides what scores count, see `captioning.metrics`.
         batch_size: captions per batch.
         eval_batch_size: images per batch in decoding.
         num_workers: loader processes.
@@ -49,8 +53,11 @@ class CaptionDataModule(LightningDataModule):
         prepare: makes the data set where it does not exist; called once per machine by `prepare_data`.
         check: compare features with their checksums when they are first read.
         provenance: what the features must be made with, see `check_provenance`.
-        words: the vocabulary of a checkpoint to start from; built from the captions when None.
+        vocabulary: of a checkpoint to start from; built from the captions when None.
         feature_splits: splits whose features must be in the cache.
+
+    Raises:
+        InputError: an option out of its range, or a tokenizer of another kind than the vocabulary's.
     """
 
     def __init__(
@@ -69,23 +76,15 @@ class CaptionDataModule(LightningDataModule):
         bucket_pool: int,
         vocabulary_splits: Sequence[str] = ("train",),
         train_on: str = "captions",
+        tokenizer: Tokenizer | None = None,
+        language: str = "en",
         prepare: Callable[[], None] | None = None,
         check: bool = True,
         provenance: Mapping[str, Any] | None = None,
-        words: Sequence[str] | None = None,
+        vocabulary: Vocabulary | None = None,
         feature_splits: Sequence[str] = ("train", "val"),
     ) -> None:
         super().__init__()
-        if train_on not in ("captions", "images"):
-            raise InputError(f"data.train_on is {train_on!r}; it is captions or images")
-        if batch_size < 1 or eval_batch_size < 1:
-            raise InputError(
-                f"data.batch_size={batch_size} and eval_batch_size={eval_batch_size} must be at least 1"
-            )
-        if max_words is not None and max_words < 1:
-            raise InputError(
-                f"data.max_words is {max_words}; it must be at least 1, or null to cut no caption"
-            )
         self.name, self.reader, self.features_path = name, reader, Path(features_path)
         self.vocabulary_size, self.min_count, self.max_words = vocabulary_size, min_count, max_words
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
@@ -93,10 +92,34 @@ class CaptionDataModule(LightningDataModule):
         self.vocabulary_splits, self.train_on = tuple(vocabulary_splits), train_on
         self.prepare, self.check, self.provenance = prepare, check, provenance or {}
         self.feature_splits = tuple(feature_splits)
-        self.vocabulary: Vocabulary | None = Vocabulary(words) if words is not None else None
+        self.tokenizer, self.language = vocabulary.tokenizer if vocabulary else tokenizer or Words(), language
+        self.vocabulary = vocabulary
         self.records: dict[str, list[Annotated]] = {}
         self._position: dict[str, Any] = {"epoch": 0}
         self._sampler: LengthBuckets | None = None
+        self._check_options(tokenizer)
+
+    def _check_options(self, tokenizer: Tokenizer | None) -> None:
+        if self.train_on not in ("captions", "images"):
+            raise InputError(f"data.train_on is {self.train_on!r}; it is captions or images")
+        if self.batch_size < 1 or self.eval_batch_size < 1:
+            raise InputError(
+                f"data.batch_size={self.batch_size} and eval_batch_size={self.eval_batch_size} must be at "
+                "least 1"
+            )
+        if self.max_words is not None and self.max_words < 1:
+            raise InputError(
+                f"data.max_words is {self.max_words}; it must be at least 1, or null to cut no caption"
+            )
+        if not (isinstance(self.language, str) and re.fullmatch("[a-z]{2,3}", self.language)):
+            raise InputError(
+                f"data.language is {self.language!r}; it is a code of ISO 639, such as en, or 'no' in quotes"
+            )
+        if tokenizer is not None and type(tokenizer) is not type(self.tokenizer):
+            raise InputError(
+                f"the checkpoint's captions are made of {self.tokenizer.unit}, found {tokenizer.unit}; give "
+                f"data/tokenizer={self.tokenizer.unit}"
+            )
 
     def prepare_data(self) -> None:
         """Make the data set where it does not exist; Lightning calls this in one process per machine."""
@@ -114,7 +137,7 @@ class CaptionDataModule(LightningDataModule):
             return
         for record in one_picture_per_id(self.reader(), str(self.name)):
             self.records.setdefault(record.split, []).append(record)
-        log_summary(str(self.name), self.records, max_words=self.max_words)
+        log_summary(str(self.name), self.records)
         if "train" in self.records:
             self.records["train"] = [record for record in self.records["train"] if record.captions]
         if self.vocabulary is None:
@@ -122,7 +145,9 @@ class CaptionDataModule(LightningDataModule):
                 (text for split in self.vocabulary_splits for r in self.split(split) for text in r.captions),
                 size=self.vocabulary_size,
                 min_count=self.min_count,
+                tokenizer=self.tokenizer,
             )
+        log_words(str(self.name), self.records, self.tokenizer, max_words=self.max_words)
         self.cache = FeatureCache(self.features_path, check=self.check)
         check_provenance(self.features_path, self.cache.provenance, self.provenance)
         for split in self.feature_splits:

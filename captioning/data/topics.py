@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from captioning.errors import InputError
-from captioning.vocabulary import SPECIAL_WORDS, tokenize
+from captioning.vocabulary import SPECIAL_WORDS, Vocabulary
 
 
 class TopicModel:
@@ -17,7 +17,7 @@ class TopicModel:
 
     Args:
         documents: the captions of each training image.
-        words: `Vocabulary.words`; other words are ignored.
+        vocabulary: words that it lacks are ignored.
         num_topics: 80 in the authors' code.
         passes: passes of the variational fit over all documents.
         stop_words: leave out scikit-learn's English stop words; the authors' code keeps them.
@@ -30,7 +30,7 @@ class TopicModel:
     def __init__(
         self,
         documents: Iterable[Sequence[str]],
-        words: Sequence[str],
+        vocabulary: Vocabulary,
         *,
         num_topics: int,
         passes: int,
@@ -45,14 +45,14 @@ class TopicModel:
                 "topics need scikit-learn: pip install scikit-learn, or the extra `topics` of this project"
             ) from error
         left_out = ENGLISH_STOP_WORDS if stop_words else frozenset()
-        kept = [word for word in words[len(SPECIAL_WORDS) :] if word not in left_out]
-        # `tokenize` lower-cases; scikit-learn must neither do so again nor apply its own word pattern.
+        kept = [word for word in vocabulary.words[len(SPECIAL_WORDS) :] if word not in left_out]
+        # The tokenizer lower-cases; scikit-learn must neither do so again nor apply its own word pattern.
         self._vectorizer = CountVectorizer(
-            vocabulary=kept, tokenizer=tokenize, token_pattern=None, lowercase=False
+            vocabulary=kept, tokenizer=vocabulary.tokenizer, token_pattern=None, lowercase=False
         )
         if not kept:
             raise InputError(
-                f"none of the {len(words)} words is left for topics; needed is a larger "
+                f"none of the {len(vocabulary)} words is left for topics; needed is a larger "
                 "vocabulary or objective.fit_topics.stop_words=false"
             )
         self._topics = LatentDirichletAllocation(num_topics, max_iter=passes, random_state=seed)

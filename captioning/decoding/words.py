@@ -6,7 +6,7 @@ The options are plain dicts and lists, as they stand in `conf/decoding`; nothing
 from typing import Any
 
 from captioning.errors import InputError
-from captioning.vocabulary import SPECIAL_WORDS, UNKNOWN, Vocabulary, tokenize
+from captioning.vocabulary import SPECIAL_WORDS, UNKNOWN, Vocabulary
 
 WORD_OPTIONS = ("required", "prefix", "ids")
 
@@ -36,18 +36,29 @@ def _list_of_ids(key: str, words: Any, vocabulary: Vocabulary) -> list[int]:
     listed = words.split() if isinstance(words, str) else words or []
     if not isinstance(listed, list) or not all(isinstance(word, str | int) for word in listed):
         raise InputError(f"decoding.{key} is {words!r}; needed is a list of words, such as [a,dog]")
-    return [_word_id(word, vocabulary) for word in listed]
+    ids = [_word_ids(word, vocabulary) for word in listed]
+    for word, parts in zip(listed, ids, strict=True):
+        # Only a prefix says that its words follow each other.
+        if key != "prefix" and len(parts) > 1:
+            shown = " ".join(vocabulary.words[part] for part in parts)
+            raise InputError(
+                f"decoding.{key} has {word!r}, for this model {len(parts)} {vocabulary.tokenizer.unit}: "
+                f"{shown}; needed is one that is a single one"
+            )
+    return [index for parts in ids for index in parts]
 
 
-def _word_id(word: str | int, vocabulary: Vocabulary) -> int:
+def _word_ids(word: str | int, vocabulary: Vocabulary) -> list[int]:
     if isinstance(word, int):
-        return word
+        return [word]
     # Vocabulary.id gives UNKNOWN for any word that it lacks; here only <unk> itself may become that.
     if word == SPECIAL_WORDS[UNKNOWN]:
-        return UNKNOWN
-    normalised = " ".join(tokenize(word))  # as the captions were
-    if normalised not in vocabulary:
+        return [UNKNOWN]
+    tokens = vocabulary.tokenizer(word)  # as the captions were
+    missing = [token for token in tokens if token not in vocabulary and token != SPECIAL_WORDS[UNKNOWN]]
+    if missing or not tokens:
+        shown = vocabulary.tokenizer.join(missing[:1]) or word
         raise InputError(
-            f"the model's {len(vocabulary)} words do not include {word!r}; decoding needs a word it knows"
+            f"the model's {len(vocabulary)} words do not include {shown!r}; decoding needs a word it knows"
         )
-    return vocabulary.id(normalised)
+    return [vocabulary.id(token) for token in tokens]

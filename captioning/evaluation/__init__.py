@@ -9,6 +9,7 @@
     comparison.py    the HTML page of two systems' captions (comparison.html)
     baselines.py     captions without a caption model
     visualise.py     figures of attention
+    fonts.py         a font that has a caption's characters
     attention_html.py  a caption as HTML for notebooks, with its attention
     caption_file.py  captions of photographs as JSON lines, or in COCO's format
 

@@ -41,6 +41,7 @@ def attention_html(
     words: Sequence[str],
     attention: np.ndarray | None,
     *,
+    text: str | None = None,
     boxes: np.ndarray | None = None,
     grid: tuple[int, int] | None = None,
     image_size: Sequence[int] | None = None,
@@ -52,6 +53,7 @@ def attention_html(
         image: RGB, any size.
         words: T words.
         attention: (T, R) weights of each word over the regions; None writes the words alone.
+        text: the words put together; by default with spaces between them.
         boxes: see `attention_figure`.
         grid: see `attention_figure`.
         image_size: see `attention_figure`.
@@ -63,27 +65,39 @@ def attention_html(
     image = image.copy()
     image.thumbnail((MAX_SIDE, MAX_SIDE))
     margin = grid_margin(image_size, grid) if boxes is None and grid and image_size else (0.0, 0.0)
-    if attention is None:
-        shown = [escape(printable(word)) for word in words]
-    else:
+    shown = [escape(printable(word)) for word in words]
+    if attention is not None:
         scale = _SHADE_SIDE / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         shown = [
             _button(word, weights, heat_map(size, weights, boxes=boxes, grid=grid, margin=margin))
             for word, weights in zip(words, attention, strict=True)
         ]
-    text = escape(printable(" ".join(words)), quote=True)
+    text = " ".join(words) if text is None else text
+    spaces = ["" if follows else " " for follows in joined(text, words)]
+    line = "".join(space + part for space, part in zip(spaces, shown, strict=True))
+    text = escape(printable(text), quote=True)
     source = f'src="{_data_url(image, "JPEG")}" width="{image.width}" height="{image.height}"'
     return "\n".join(
         [
             f'<div class="captioning" role="group" aria-label="Caption: {text}">',
             _STYLE % (image.width, image.width, image.height),
             f'<img {source} alt="{text}">',
-            f"<p>{' '.join(shown)}</p>",
+            f"<p>{line.strip()}</p>",
             *_alternatives(alternatives),
             "</div>",
         ]
     )
+
+
+def joined(text: str, words: Sequence[str]) -> list[bool]:
+    """Tell for each word of a text whether it follows without a space: a character, or a part of a word."""
+    found, end = [], 0
+    for word in words:
+        start = max(text.find(word, end), end)
+        found.append(end > 0 and start == end)
+        end = start + len(word)
+    return found
 
 
 def _button(word: str, weights: np.ndarray, heat: np.ndarray) -> str:

@@ -1,7 +1,7 @@
 """Captions without a caption model: what any model has to beat.
 
-Baselines are functions (training records, their features, features of the images to caption, *, …) ->
-captions, configured by `conf/retrieval`. They return captions of training images only.
+Baselines are functions (training records, their features, features of the images to caption, *, tokenizer,
+…) -> captions, configured by `conf/retrieval`. They return captions of training images only.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from captioning.data.records import Annotated
 from captioning.errors import InputError
 from captioning.metrics import score_agreement
 from captioning.models.encoder import masked_mean
-from captioning.vocabulary import tokenize
+from captioning.tokenizers import Tokenizer
 
 _BLOCK = 256  # images whose similarities are in memory at once
 
@@ -26,7 +26,11 @@ def global_features(batches: Iterable[Batch]) -> np.ndarray:
 
 
 def most_frequent(
-    training: Sequence[Annotated], training_features: np.ndarray, features: np.ndarray
+    training: Sequence[Annotated],
+    training_features: np.ndarray,
+    features: np.ndarray,
+    *,
+    tokenizer: Tokenizer,
 ) -> list[str]:
     """Give every image the most frequent training caption; ties go by the alphabet.
 
@@ -34,8 +38,9 @@ def most_frequent(
         training: images with their captions.
         training_features: (training images, D), not used.
         features: (images, D), only counted.
+        tokenizer: of the captions.
     """
-    counts = Counter(" ".join(tokenize(text)) for record in training for text in record.captions)
+    counts = Counter(tokenizer.join(tokenizer(text)) for record in training for text in record.captions)
     return [min(counts, key=lambda text: (-counts[text], text))] * len(features)
 
 
@@ -44,6 +49,7 @@ def nearest_neighbour(
     training_features: np.ndarray,
     features: np.ndarray,
     *,
+    tokenizer: Tokenizer,
     neighbours: int,
 ) -> list[str]:
     """Give every image a caption of its nearest training images, by cosine similarity of global features.
@@ -55,6 +61,7 @@ def nearest_neighbour(
         training: images with their captions.
         training_features: (training images, D).
         features: (images, D).
+        tokenizer: of the captions, whose CIDEr-D counts its tokens.
         neighbours: training images whose captions are candidates.
 
     Raises:
@@ -70,13 +77,9 @@ def nearest_neighbour(
         similarity = _normalise(features[start : start + _BLOCK]) @ known.T  # (block, training images)
         for row in similarity:
             nearest = np.argsort(-row, kind="stable")[:neighbours]
-            captions.append(_consensus([text for place in nearest for text in training[place].captions]))
+            words = [tokenizer(text) for place in nearest for text in training[place].captions]
+            captions.append(tokenizer.join(words[int(np.argmax(score_agreement([words])[0]))]))
     return captions
-
-
-def _consensus(captions: Sequence[str]) -> str:
-    words = [tokenize(text) for text in captions]
-    return " ".join(words[int(np.argmax(score_agreement([words])[0]))])
 
 
 def _normalise(features: np.ndarray) -> np.ndarray:

@@ -1,13 +1,13 @@
 """What captions are scored against: a split's reference captions, and the weights of CIDEr-D's n-grams."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from captioning.data.records import Annotated
 from captioning.errors import InputError
-from captioning.metrics import DocumentFrequencies, count_documents
+from captioning.metrics import PENN_TREEBANK, DocumentFrequencies, ScoredTokens, count_documents
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,7 @@ class References(NamedTuple):
     without_captions: ids of the split's other images, which can be captioned but not scored.
     training: the captions of each training image, for novelty; empty where they are unknown.
     frequencies: the document frequencies that weight CIDEr-D's n-grams; None until `with_frequencies`.
+    tokens: what scores count.
     """
 
     name: str
@@ -27,18 +28,27 @@ class References(NamedTuple):
     without_captions: frozenset[str]
     training: list[tuple[str, ...]]
     frequencies: DocumentFrequencies | None = None
+    tokens: ScoredTokens = PENN_TREEBANK
 
     @classmethod
-    def read(cls, name: str, reader: Callable[[], list[Annotated]], split: str) -> "References":
+    def read(
+        cls,
+        name: str,
+        reader: Callable[[], list[Annotated]],
+        split: str,
+        tokens: ScoredTokens = PENN_TREEBANK,
+    ) -> "References":
         """Read annotations and keep one split; no features are needed.
 
         Raises:
             InputError: what the reader refuses, or there is no such split.
         """
-        return cls.of(name, reader(), split)
+        return cls.of(name, reader(), split, tokens)
 
     @classmethod
-    def of(cls, name: str, records: Iterable[Annotated], split: str) -> "References":
+    def of(
+        cls, name: str, records: Iterable[Annotated], split: str, tokens: ScoredTokens = PENN_TREEBANK
+    ) -> "References":
         """Keep one split's records and the training captions.
 
         Raises:
@@ -56,7 +66,8 @@ class References(NamedTuple):
                 "another split with split=, or caption the images with captioning caption"
             )
         training = [record.captions for record in records if record.split == "train" and record.captions]
-        return cls(f"{name} {split}", scored, frozenset(chosen.keys() - scored.keys()), training)
+        without = frozenset(chosen.keys() - scored.keys())
+        return cls(f"{name} {split}", scored, without, training, tokens=tokens)
 
     @property
     def captions(self) -> dict[str, tuple[str, ...]]:
@@ -86,7 +97,7 @@ class References(NamedTuple):
         elif source:
             frequencies = _load(source)
         else:
-            frequencies = count_documents(self.captions.values(), source=self.name)
+            frequencies = self._count(self.captions.values(), self.name)
             if len(self.records) == 1:
                 # Each n-gram is in the one document there is, so its log inverse frequency is 0.
                 log.warning(
@@ -100,7 +111,12 @@ class References(NamedTuple):
     def _training_frequencies(self) -> DocumentFrequencies:
         if not self.training:
             raise InputError("document_frequencies=training needs data with training captions; give data=…")
-        return count_documents(self.training, source=f"{self.name.rpartition(' ')[0]} train")
+        return self._count(self.training, f"{self.name.rpartition(' ')[0]} train")
+
+    def _count(self, captions: Iterable[Sequence[str]], source: str) -> DocumentFrequencies:
+        if not self.tokens.is_english:  # frequencies that are kept in a file are of use for these tokens only
+            source = f"{source}, {self.tokens}"
+        return count_documents(captions, source=source, tokens=self.tokens)
 
 
 def _load(path: str | Path) -> DocumentFrequencies:

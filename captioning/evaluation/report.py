@@ -45,6 +45,7 @@ def write_report(
         "references": references.name,
         "num_images": len(references.records),
         "units": "scores and intervals (95 %) are times 100, diversity shares are fractions",
+        "tokens": str(references.tokens),
         "document_frequencies": references.frequencies.source if references.frequencies else None,
         "systems": [{"name": evaluation.name, **to_json(evaluation)} for evaluation in evaluations],
         "paired": {

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captioning.errors import InputError
-from captioning.metrics import METRICS, DocumentFrequencies, Score, ptb_tokenize, score_all
+from captioning.metrics import METRICS, PENN_TREEBANK, DocumentFrequencies, Score, ScoredTokens, score_all
 from captioning.metrics.bleu import NUM_ORDERS, count_bleu
 from captioning.metrics.diversity import Bucket, Diversity, by_length, measure
 from captioning.metrics.statistics import (
@@ -25,7 +25,7 @@ from captioning.metrics.statistics import (
     meteor_statistics,
     randomization_test,
 )
-from captioning.vocabulary import tokenize
+from captioning.tokenizers import tokenize
 
 _JAVA_METRICS = ("meteor", "spice")
 
@@ -38,6 +38,8 @@ class Evaluation(NamedTuple):
     statistics: what resampling needs, by metric.
     intervals: 95 % bootstrap, by metric; empty for a single image.
     novel_is_known: whether there were training captions to compare with.
+    tokens: what the scores count.
+    num_words: of each caption; words are the tokens, of English the vocabulary's words.
     lengths: mean score of `length_metric` by number of words.
     unavailable: for each metric that could not be computed, what it lacks.
     """
@@ -49,6 +51,8 @@ class Evaluation(NamedTuple):
     intervals: dict[str, Interval]
     diversity: Diversity
     novel_is_known: bool
+    tokens: ScoredTokens
+    num_words: list[int]
     lengths: list[Bucket]
     length_metric: str
     unavailable: dict[str, str]
@@ -62,6 +66,7 @@ def score(
     name: str = "captions",
     training: Sequence[str] = (),
     frequencies: DocumentFrequencies | None = None,
+    tokens: ScoredTokens = PENN_TREEBANK,
     seed: int = 0,
     resamples: int = 1000,
 ) -> Evaluation:
@@ -74,6 +79,7 @@ def score(
         name: of the system, for tables.
         training: the captions among which a caption is not novel; empty where they are unknown.
         frequencies: weights of CIDEr-D's n-grams; None takes those of the references, as the toolkit does.
+        tokens: what the scores count.
         seed: of the bootstrap.
         resamples: of the bootstrap.
 
@@ -81,8 +87,8 @@ def score(
         InputError: see `check_metrics`.
     """
     check_metrics(metrics)
-    scores, unavailable = _score(captions, references, metrics, frequencies)
-    statistics = _statistics(captions, references, scores)
+    scores, unavailable = _score(captions, references, metrics, frequencies, tokens)
+    statistics = _statistics(captions, references, scores, tokens)
     # A generator for each metric: all metrics then see the same resampled images.
     intervals = {
         metric: bootstrap(sums, np.random.default_rng(seed), resamples)
@@ -90,7 +96,8 @@ def score(
         if len(captions) > 1
     }
     # The vocabulary's words: a model never writes the toolkit's "t-shirt", which must not count as novel.
-    words = [tokenize(caption) for caption in captions.values()]
+    split = tokenize if tokens.is_english else tokens.split
+    words = [split(caption) for caption in captions.values()]
     length_metric = "cider_d" if "cider_d" in scores else next(iter(scores), "")
     return Evaluation(
         name=name,
@@ -98,8 +105,10 @@ def score(
         scores=scores,
         statistics=statistics,
         intervals=intervals,
-        diversity=measure(words, [tokenize(caption) for caption in training]),
+        diversity=measure(words, [split(caption) for caption in training]),
         novel_is_known=bool(training),
+        tokens=tokens,
+        num_words=[len(caption) for caption in words],
         lengths=by_length(words, scores[length_metric].per_image) if length_metric else [],
         length_metric=length_metric,
         unavailable=unavailable,
@@ -124,20 +133,24 @@ def _score(
     references: Mapping[str, Sequence[str]],
     metrics: Sequence[str],
     frequencies: DocumentFrequencies | None,
+    tokens: ScoredTokens,
 ) -> tuple[dict[str, Score], dict[str, str]]:
     """Compute the metrics that can be computed, and say what the others lack."""
     in_python = [metric for metric in metrics if metric not in _JAVA_METRICS]
-    scores, unavailable = score_all(in_python, captions, references, frequencies), {}
+    scores, unavailable = score_all(in_python, captions, references, frequencies, tokens), {}
     for metric in (metric for metric in metrics if metric in _JAVA_METRICS):
         try:
-            scores |= score_all([metric], captions, references)
+            scores |= score_all([metric], captions, references, tokens=tokens)
         except RuntimeError as error:  # Java or a jar is missing, or the program failed
             unavailable[metric] = str(error)
     return scores, unavailable
 
 
 def _statistics(
-    captions: Mapping[str, str], references: Mapping[str, Sequence[str]], scores: Mapping[str, Score]
+    captions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    scores: Mapping[str, Score],
+    tokens: ScoredTokens,
 ) -> dict[str, SufficientStatistics]:
     found = {
         metric: mean_statistics(score.per_image) for metric, score in scores.items() if metric != "meteor"
@@ -147,16 +160,16 @@ def _statistics(
         found["meteor"] = meteor_statistics(scores["meteor"].statistics)
     if "bleu_1" in scores:
         counts = count_bleu(
-            [_ngram_words(caption) for caption in captions.values()],
-            [[_ngram_words(caption) for caption in references[image_id]] for image_id in captions],
+            [_ngram_words(caption, tokens) for caption in captions.values()],
+            [[_ngram_words(caption, tokens) for caption in references[image_id]] for image_id in captions],
         )
         found |= {f"bleu_{order}": bleu_statistics(counts, order) for order in range(1, NUM_ORDERS + 1)}
     return found
 
 
-def _ngram_words(caption: str) -> list[str]:
+def _ngram_words(caption: str, tokens: ScoredTokens) -> list[str]:
     # As `score_all` does for BLEU: a mixed number ("22 3/4") is one token but two words.
-    return " ".join(ptb_tokenize(caption)).split()
+    return " ".join(tokens.split(caption)).split()
 
 
 def compare(
@@ -183,6 +196,8 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     diversity = {key: round(value, 4) for key, value in evaluation.diversity._asdict().items()}
     if not evaluation.novel_is_known:
         diversity["novel"] = None
+    if not evaluation.tokens.is_english:
+        diversity["bad_endings"] = None  # the list of function words is English
     lengths = [{**bucket._asdict(), "score": percent(bucket.score)} for bucket in evaluation.lengths]
     return {
         "scores": scores,

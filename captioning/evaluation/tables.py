@@ -9,7 +9,6 @@ from typing import NamedTuple
 from captioning.evaluation.scoring import Evaluation, percent
 from captioning.metrics import Score
 from captioning.metrics.statistics import Difference, Interval
-from captioning.vocabulary import tokenize
 
 _DIVERSITY = {  # field of `Diversity`: name and format of its row
     "mean_length": ("words a caption", ".2f"),
@@ -44,7 +43,9 @@ def score_table(evaluations: Sequence[Evaluation], paired: Mapping[str, Differen
         headings += ["difference", "p"]
         for row in rows:
             row += _difference_cells(paired.get(row[0]))
-    return Table("scores × 100 [95 % interval]", headings, rows)
+    tokens = evaluations[0].tokens
+    over = "" if tokens.is_english else f" over {tokens}"
+    return Table(f"scores × 100{over} [95 % interval]", headings, rows)
 
 
 def _score_cell(score: Score | None, interval: Interval | None) -> str:
@@ -62,8 +63,11 @@ def _difference_cells(test: Difference | None) -> list[str]:
 
 def diversity_table(evaluations: Sequence[Evaluation]) -> Table:
     """Tabulate lengths, variety and repetition, which need no references."""
-    rows = []
+    rows, counted = [], _counted(evaluations[0])
     for key, (name, style) in _DIVERSITY.items():
+        if key == "bad_endings" and not evaluations[0].tokens.is_english:
+            continue  # the list of function words is English
+        name = name.replace("word", counted.removesuffix("s"))
         values = [getattr(evaluation.diversity, key) for evaluation in evaluations]
         cells = [f"{value:{style}}".replace("%", " %") for value in values]
         if key == "novel":
@@ -81,8 +85,14 @@ def length_table(evaluations: Sequence[Evaluation]) -> Table:
         words = f"{first} and more" if last is None else f"{first} to {last}"
         cells = [found.get((first, last)) for found in buckets]
         rows.append([words, *(f"{100 * b.score:.1f} ({b.captions})" if b else "–" for b in cells)])
-    title = f"mean {evaluations[0].length_metric} × 100 by words a caption (captions)"
-    return Table(title, ["words", *(evaluation.name for evaluation in evaluations)], rows)
+    counted = _counted(evaluations[0])
+    title = f"mean {evaluations[0].length_metric} × 100 by {counted} a caption (captions)"
+    return Table(title, [counted, *(evaluation.name for evaluation in evaluations)], rows)
+
+
+def _counted(evaluation: Evaluation) -> str:
+    """Name what lengths count: words of English, else what the scores count."""
+    return "words" if evaluation.tokens.is_english else evaluation.tokens.unit
 
 
 def images_csv(evaluations: Sequence[Evaluation]) -> str:
@@ -91,7 +101,7 @@ def images_csv(evaluations: Sequence[Evaluation]) -> str:
     columns: dict[str, list[object]] = {"image_id": list(evaluations[0].captions)}
     for suffix, evaluation in zip(suffixes, evaluations, strict=True):
         columns[f"caption{suffix}"] = list(evaluation.captions.values())
-        columns[f"words{suffix}"] = [len(tokenize(caption)) for caption in evaluation.captions.values()]
+        columns[f"words{suffix}"] = list(evaluation.num_words)
         for metric, score in evaluation.scores.items():
             columns[f"{metric}{suffix}"] = [percent(value) for value in score.per_image]
     file = io.StringIO(newline="")

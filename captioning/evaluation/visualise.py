@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from captioning.errors import InputError
+from captioning.evaluation.fonts import find_font, warn_that_words_are_numbered
 from captioning.files import atomic_write
 
 COLUMNS = 4  # panels in a row of the figure
@@ -38,6 +39,9 @@ def attention_figure(
 ) -> Any:
     """Draw the image, and then once per word the image with that word's attention.
 
+    The font is one of the machine that has the characters of the words. Where there is none, a warning says
+    so, and the words are numbered.
+
     Args:
         image: RGB, any size; its aspect ratio is kept.
         words: T words.
@@ -55,6 +59,10 @@ def attention_figure(
     """
     from matplotlib.figure import Figure
 
+    font = find_font("".join([title, *words]))
+    if font is None:
+        warn_that_words_are_numbered()
+        words, title = [str(number) for number in range(1, len(words) + 1)], ""
     margin = (0.0, 0.0)
     if boxes is None:
         grid = grid or _square(attention.shape[1])
@@ -71,10 +79,10 @@ def attention_figure(
     axes[0].imshow(image)
     axes[0].set_title("picture", fontsize=11, color="grey")
     for axis, word, weights in zip(axes[1:], words, attention, strict=False):
-        axis.set_title(word, fontsize=15)
+        axis.set_title(word, font=font, fontsize=15)
         axis.imshow(overlay(image, weights, boxes=boxes, grid=grid, margin=margin))
     if title:
-        figure.suptitle(title, fontsize=15)
+        figure.suptitle(title, font=font, fontsize=15)
     return figure
 
 

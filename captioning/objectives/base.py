@@ -14,6 +14,7 @@ from torch import Tensor
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel
+from captioning.vocabulary import Vocabulary
 
 
 class Terms(NamedTuple):
@@ -59,8 +60,8 @@ class Objective(ABC):
 
     # The hooks below do nothing unless overridden; they are no abstract methods (B027).
 
-    def prepare(self, references: Mapping[str, Sequence[str]], words: Sequence[str]) -> None:  # noqa: B027
-        """Receive, before training, the captions of every training image and `Vocabulary.words`."""
+    def prepare(self, references: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> None:  # noqa: B027
+        """Receive, before training, the captions of every training image and the vocabulary."""
 
     def begin_epoch(self, epoch: int) -> None:  # noqa: B027
         """Receive the epoch, counted from 0, before its first batch."""

@@ -20,7 +20,7 @@ from captioning.metrics import CiderD, DocumentFrequencies
 from captioning.models.base import CaptionModel
 from captioning.objectives.base import Objective, Terms, TrainingData
 from captioning.objectives.cross_entropy import CrossEntropy
-from captioning.vocabulary import END, PAD, Vocabulary, tokenize
+from captioning.vocabulary import END, PAD, Vocabulary
 
 
 class SelfCritical(Objective):
@@ -67,15 +67,16 @@ class SelfCritical(Objective):
                 "often as it has captions; give data.train_on=images"
             )
 
-    def prepare(self, references: Mapping[str, Sequence[str]], words: Sequence[str]) -> None:
+    def prepare(self, references: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> None:
         """Count the n-grams of the training references, once."""
         tokens: dict[Hashable, list[list[Hashable]]] = {
-            image: [[*tokenize(text), END] for text in texts] for image, texts in references.items()
+            image: [[*vocabulary.tokenizer(text), END] for text in texts]
+            for image, texts in references.items()
         }
         frequencies = DocumentFrequencies.of(
             list(tokens.values()), source="training references, END included"
         )
-        self._cider, self._vocabulary = CiderD(tokens, frequencies), Vocabulary(words)
+        self._cider, self._vocabulary = CiderD(tokens, frequencies), vocabulary
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `reward`, the mean CIDEr-D times 100, and `nll` if it has a share."""

@@ -23,7 +23,7 @@ from captioning.errors import InputError
 from captioning.models.base import CaptionModel
 from captioning.objectives.base import Objective, Terms, TrainingData
 from captioning.objectives.doubly_stochastic import DoublyStochastic
-from captioning.vocabulary import tokenize
+from captioning.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ class TopicSupervision(Objective):
         captions: cross-entropy with its coverage term.
         topic_weight: lambda_T.
         attribute_weight: lambda_A.
-        fit_topics: called with documents, words and `num_topics`; returns the fitted topics as a function of
-            documents, see `TopicModel`.
+        fit_topics: called with documents, the vocabulary and `num_topics`; returns the fitted topics as a
+            function of documents, see `TopicModel`.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class TopicSupervision(Objective):
         self.topic_weight, self.attribute_weight = topic_weight, attribute_weight
         self.fit_topics = fit_topics
         self._references: dict[str, Sequence[str]] = {}
-        self._words: list[str] = []
+        self._vocabulary: Vocabulary
         self._rows: dict[str, int] = {}
         self._theta = self._present = torch.empty(0)
 
@@ -72,9 +72,9 @@ class TopicSupervision(Objective):
                 f"{type(model).__name__} predicts none; choose model=topic_guided, or another objective"
             )
 
-    def prepare(self, references: Mapping[str, Sequence[str]], words: Sequence[str]) -> None:
+    def prepare(self, references: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> None:
         """Keep the training captions; topics are fitted at the first batch, when their number is known."""
-        self._references, self._words = dict(references), list(words)
+        self._references, self._vocabulary = dict(references), vocabulary
         self._rows = {image_id: row for row, image_id in enumerate(self._references)}
         self._theta = torch.empty(0)
 
@@ -107,11 +107,12 @@ class TopicSupervision(Objective):
         """Fit the topics, and find which attribute words the captions of each training image have."""
         documents = list(self._references.values())
         log.info("fitting %d topics to the captions of %d training images", num_topics, len(documents))
-        infer_topics = self.fit_topics(documents, self._words, num_topics=num_topics)
+        infer_topics = self.fit_topics(documents, self._vocabulary, num_topics=num_topics)
         self._theta = torch.from_numpy(infer_topics(documents))  # (images, topics)
-        columns = {self._words[index]: column for column, index in enumerate(attribute_ids)}
+        columns = {self._vocabulary.words[index]: column for column, index in enumerate(attribute_ids)}
         present = np.zeros((len(documents), len(columns)), dtype=bool)  # (images, attributes)
         for row, captions in enumerate(documents):
-            for word in {word for caption in captions for word in tokenize(caption)} & columns.keys():
+            words = {word for caption in captions for word in self._vocabulary.tokenizer(caption)}
+            for word in words & columns.keys():
                 present[row, columns[word]] = True
         self._present = torch.from_numpy(present)

@@ -14,13 +14,14 @@ import numpy as np
 from PIL import Image
 
 from captioning.errors import InputError
-from captioning.evaluation.attention_html import place
+from captioning.evaluation.attention_html import joined, place
 from captioning.evaluation.visualise import grid_margin, heat_map
 from captioning.features import read_image
 from captioning.features.file_kinds import HEAD, describe_content
 from captioning.page.uploads import Uploads
 from captioning.predictor import Caption, Predictor, decoding_options
-from captioning.vocabulary import SPECIAL_WORDS, tokenize
+from captioning.tokenizers import Tokenizer, tokenize
+from captioning.vocabulary import SPECIAL_WORDS
 
 FOLDER = Path(__file__).parent
 EXAMPLES = FOLDER.parent / "photographs"
@@ -103,15 +104,16 @@ class Page:
             # First, so that a mistake in the words costs no time.
             options = self._follow(wording) if wording else self._choose(decoder, required)
             image = open_photograph(self.uploads.path(token), self.max_pixels)
-            return answer(self.captioner(image, **options))
+            return answer(self.captioner(image, **options), self.captioner.vocabulary.tokenizer)
         except InputError as error:
             return {"error": str(error)}
         finally:
             self.uploads.remove(token)
 
     def _follow(self, wording: str) -> dict[str, Any]:
-        words = wording.split()[:MAX_WORDS]
-        return {"decoding": "beam", "prefix": words, "max_words": len(words) + 1}
+        tokenizer = self.captioner.vocabulary.tokenizer
+        tokens = tokenizer(wording)[:MAX_WORDS]
+        return {"decoding": "beam", "prefix": [tokenizer.join(tokens)], "max_words": len(tokens) + 1}
 
     def _choose(self, name: str, required: str) -> dict[str, Any]:
         decoder = self._decoders.get(name)
@@ -129,9 +131,11 @@ class Page:
 
     def _known(self, word: str) -> str:
         vocabulary = self.captioner.vocabulary
-        if word in vocabulary:
+        tokenizer = vocabulary.tokenizer
+        if all(token in vocabulary for token in tokenizer(word)):
             return word
-        close = difflib.get_close_matches(word, vocabulary.words[len(SPECIAL_WORDS) :], 3)
+        known = [tokenizer.join([token]) for token in vocabulary.words[len(SPECIAL_WORDS) :]]
+        close = difflib.get_close_matches(word, known, 3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise InputError(f"the model does not know the word “{word}”{hint}")
 
@@ -180,10 +184,11 @@ def count_pixels(path: Path) -> float | None:
             return None
 
 
-def answer(caption: Caption) -> dict[str, Any]:
+def answer(caption: Caption, tokenizer: Tokenizer) -> dict[str, Any]:
     """Turn a caption into what the page shows, in texts and numbers.
 
     text, words: of the caption.
+    joined: for each word whether no space stands before it.
     score: mean probability of its words; see `score`.
     alternatives: text and score of each further caption.
     shades: for each word a picture to lay over the photograph, or null without attention.
@@ -209,17 +214,21 @@ def answer(caption: Caption) -> dict[str, Any]:
     return {
         "text": caption.text,
         "words": caption.words,
-        "score": score(caption.text, caption.log_prob),
-        "alternatives": [{"text": text, "score": score(text, total)} for text, total in caption.alternatives],
+        "joined": joined(caption.text, caption.words),
+        "score": score(len(caption.words), caption.log_prob),
+        "alternatives": [
+            {"text": text, "score": score(len(tokenizer(text)), log_prob)}
+            for text, log_prob in caption.alternatives
+        ],
         "shades": None if caption.attention is None else shades,
         "places": places,
         "preview": data_url(photograph, "jpeg"),
     }
 
 
-def score(text: str, log_prob: float) -> float:
+def score(num_words: int, log_prob: float) -> float:
     """Geometric mean of the probabilities of the words and of the caption's end."""
-    return math.exp(log_prob / (len(text.split()) + 1))
+    return math.exp(log_prob / (num_words + 1))
 
 
 def shade(heat: np.ndarray) -> bytes:

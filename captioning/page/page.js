@@ -201,6 +201,7 @@ function showAnswer(answer) {
   answer.words.forEach((word, index) => {
     const button = document.createElement(answer.shades ? "button" : "span");
     button.textContent = word;
+    button.classList.toggle("joined", answer.joined[index]); // a character, or a part of a word
     words.append(button);
     if (!answer.shades) return;
     button.type = "button";

@@ -21,6 +21,7 @@ from captioning.decoding import Decoded, words_to_ids
 from captioning.errors import InputError
 from captioning.features import check_provenance, extract_missing
 from captioning.features.weights import is_file_name
+from captioning.metrics import scored_tokens
 from captioning.objectives import Objective
 from captioning.training.callbacks import HOOKS, LOGGING, SampleCaptions, TraceShapes, tolerate
 from captioning.training.checkpoint_io import AtomicCheckpointIO
@@ -56,7 +57,10 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
         )
         if report:
             report.log(config.features.path)
-    data = build_data(config, words=start["captioning"]["words"] if start else None)
+    data = build_data(
+        config,
+        checkpoint.build_vocabulary(start["captioning"], resume or config.start_from) if start else None,
+    )
     module = build_module(config, data)
     if start:  # also to resume, where Lightning would load the weights itself but not say what is wrong
         load_weights(module, start, data, str(resume or config.start_from))
@@ -85,17 +89,20 @@ def read_images(config: DictConfig) -> dict[str, Path]:
 
 
 def build_data(
-    config: DictConfig, words: Sequence[str] | None = None, *, splits: Sequence[str] = ("train", "val")
+    config: DictConfig, vocabulary: Vocabulary | None = None, *, splits: Sequence[str] = ("train", "val")
 ) -> CaptionDataModule:
     """Build and set up the datamodule; it refuses features of another kind than the config's.
 
     Args:
         config: with `data` and `features`.
-        words: of a checkpoint to go on from; those of the training captions when None.
+        vocabulary: of a checkpoint to go on from; that of the training captions when None.
         splits: whose features must be there.
     """
     data: CaptionDataModule = instantiate(
-        config.data, provenance=expected_provenance(config), words=words, feature_splits=list(splits)
+        config.data,
+        provenance=expected_provenance(config),
+        vocabulary=vocabulary,
+        feature_splits=list(splits),
     )
     data.prepare_data()
     data.setup()
@@ -121,6 +128,7 @@ def build_module(config: DictConfig, data: CaptionDataModule) -> CaptioningModul
         scheduler=instantiate(config.scheduler) or None,  # scheduler=none is {}
         vocabulary=data.vocabulary,
         decoding=build_decoder(config.decoding, data.vocabulary),
+        tokens=scored_tokens(data.language, data.tokenizer.unit, data.tokenizer),
         metadata=describe(config, model_options, data),
     )
     objective.check(module.model, data)
@@ -171,6 +179,7 @@ def describe(config: DictConfig, model_options: dict[str, Any], data: CaptionDat
         "model": model_options,
         **metadata,
         "words": data.vocabulary.words,
+        "tokenizer": data.tokenizer.options(),
         "provenance": dict(data.cache.provenance),
     }
 

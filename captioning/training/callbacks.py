@@ -104,8 +104,9 @@ class SampleCaptions(Callback):
             decoded = pl_module.decode(move_batch(images.__getitems__(rows), pl_module.device))
             for position, row in enumerate(rows):
                 record = images.records[row]
-                words = pl_module.vocabulary.split(decoded.tokens[position].tolist())
-                log.info("  %s %s: %s", split, record.image_id, " ".join(words))
+                ids = decoded.tokens[position].tolist()
+                words = pl_module.vocabulary.pieces(ids)
+                log.info("  %s %s: %s", split, record.image_id, pl_module.vocabulary.decode(ids))
                 loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
                 if not loggers or not words or decoded.attention is None:
                     continue

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from captioning.data.dataset import Batch
 from captioning.decoding import Decoded
 from captioning.errors import InputError
-from captioning.metrics import score_all
+from captioning.metrics import PENN_TREEBANK, ScoredTokens, score_all
 from captioning.models.base import CaptionModel
 from captioning.objectives import CrossEntropy, Objective
 from captioning.training.attention_statistics import (
@@ -43,6 +43,7 @@ class CaptioningModule(LightningModule):
         scheduler: called with the optimizer and the number of steps, stepped after each batch; None for none.
         vocabulary: the words.
         decoding: a decoder, called with (model, features, mask).
+        tokens: what BLEU and CIDEr-D count.
         metadata: what a checkpoint says of itself, see `captioning.checkpoint`.
     """
 
@@ -55,11 +56,12 @@ class CaptioningModule(LightningModule):
         scheduler: Callable[[Optimizer, int], LRScheduler] | None,
         vocabulary: Vocabulary,
         decoding: Callable[..., Decoded],
+        tokens: ScoredTokens = PENN_TREEBANK,
         metadata: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.model, self.objective, self.decoding = model, objective, decoding
-        self.vocabulary, self.metadata = vocabulary, dict(metadata)
+        self.vocabulary, self.tokens, self.metadata = vocabulary, tokens, dict(metadata)
         self._optimizer, self._scheduler = optimizer, scheduler
         self._validation_nll = CrossEntropy()
         self._candidates: dict[str, str] = {}
@@ -77,7 +79,9 @@ class CaptioningModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is not None:
             references = {record.image_id: record.captions for record in data.split("train")}
-            self.objective.prepare(references, self.vocabulary.words)
+            self.objective.prepare(references, self.vocabulary)
+        if not self.tokens.is_english:
+            log.info("val/bleu_4 and val/cider_d are over %s", self.tokens)
 
     def on_train_epoch_start(self) -> None:
         """Tell the objective which epoch begins."""
@@ -130,7 +134,7 @@ class CaptioningModule(LightningModule):
         if nll is not None:
             self.log("val/perplexity", math.exp(min(float(nll), 50.0)))
         if self._candidates and not self.trainer.sanity_checking:
-            scores = score_all(("bleu", "cider_d"), self._candidates, self._references)
+            scores = score_all(("bleu", "cider_d"), self._candidates, self._references, tokens=self.tokens)
             self.log("val/bleu_4", 100 * scores["bleu_4"].corpus)
             self.log("val/cider_d", 100 * scores["cider_d"].corpus, prog_bar=True)
             self._log_attention()

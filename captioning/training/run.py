@@ -110,5 +110,11 @@ class Run(NamedTuple):
         history = self.module.history
         scored = [epoch for epoch in history if "cider_d" in epoch]
         best = max(scored, key=lambda epoch: epoch["cider_d"], default=None)
-        summary = {"name": self.name, "parameters": self.num_parameters, "best": best, "epochs": history}
+        summary = {
+            "name": self.name,
+            "parameters": self.num_parameters,
+            "scored": str(self.module.tokens),
+            "best": best,
+            "epochs": history,
+        }
         write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")

@@ -19,10 +19,11 @@ from captioning.data import (
     read_toy,
     sample_captions,
 )
-from captioning.data.summary import log_summary
+from captioning.data.summary import log_summary, log_words
 from captioning.errors import InputError
 from captioning.evaluation.references import References
 from captioning.evaluation.results import read_results
+from captioning.tokenizers import Words
 from tests.faults.children import in_children
 from tests.faults.settings import Settings
 from tests.faults.tally import Outcome, Tally
@@ -83,7 +84,8 @@ def outline(records: Sequence[Annotated]) -> list[Any]:
     splits: dict[str, list[Annotated]] = {}
     for record in records:
         splits.setdefault(record.split, []).append(record)
-    log_summary("data", splits, max_words=None)
+    log_summary("data", splits)
+    log_words("data", splits, Words(), max_words=None)
     return sorted((r.image_id, r.path.as_posix(), r.split, len(r.captions)) for r in records)
 
 
