@@ -74,8 +74,7 @@ def attention_html(
             for word, weights in zip(words, attention, strict=True)
         ]
     text = " ".join(words) if text is None else text
-    spaces = ["" if follows else " " for follows in joined(text, words)]
-    line = "".join(space + part for space, part in zip(spaces, shown, strict=True))
+    line = _line(shown, joined(text, words))
     text = escape(printable(text), quote=True)
     source = f'src="{_data_url(image, "JPEG")}" width="{image.width}" height="{image.height}"'
     return "\n".join(
@@ -83,11 +82,16 @@ def attention_html(
             f'<div class="captioning" role="group" aria-label="Caption: {text}">',
             _STYLE % (image.width, image.width, image.height),
             f'<img {source} alt="{text}">',
-            f"<p>{line.strip()}</p>",
+            f"<p>{line}</p>",
             *_alternatives(alternatives),
             "</div>",
         ]
     )
+
+
+def _line(parts: Sequence[str], follow: Sequence[bool]) -> str:
+    spaced = [part if follows else f" {part}" for part, follows in zip(parts, follow, strict=True)]
+    return "".join(spaced).strip()
 
 
 def joined(text: str, words: Sequence[str]) -> list[bool]:
