@@ -76,17 +76,20 @@ def attention_html(
     text = " ".join(words) if text is None else text
     line = _line(shown, joined(text, words))
     text = escape(printable(text), quote=True)
-    source = f'src="{_data_url(image, "JPEG")}" width="{image.width}" height="{image.height}"'
     return "\n".join(
         [
             f'<div class="captioning" role="group" aria-label="Caption: {text}">',
             _STYLE % (image.width, image.width, image.height),
-            f'<img {source} alt="{text}">',
+            f'<img {_source(image)} alt="{text}">',
             f"<p>{line}</p>",
             *_alternatives(alternatives),
             "</div>",
         ]
     )
+
+
+def _source(image: Image.Image) -> str:
+    return f'src="{_data_url(image, "JPEG")}" width="{image.width}" height="{image.height}"'
 
 
 def _line(parts: Sequence[str], follow: Sequence[bool]) -> str:
