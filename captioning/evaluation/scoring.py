@@ -89,12 +89,6 @@ def score(
     check_metrics(metrics)
     scores, unavailable = _score(captions, references, metrics, frequencies, tokens)
     statistics = _statistics(captions, references, scores, tokens)
-    # A generator for each metric: all metrics then see the same resampled images.
-    intervals = {
-        metric: bootstrap(sums, np.random.default_rng(seed), resamples)
-        for metric, sums in statistics.items()
-        if len(captions) > 1
-    }
     # The vocabulary's words: a model never writes the toolkit's "t-shirt", which must not count as novel.
     split = tokenize if tokens.is_english else tokens.split
     words = [split(caption) for caption in captions.values()]
@@ -104,7 +98,7 @@ def score(
         captions=dict(captions),
         scores=scores,
         statistics=statistics,
-        intervals=intervals,
+        intervals=_intervals(statistics, seed, resamples) if len(captions) > 1 else {},
         diversity=measure(words, [split(caption) for caption in training]),
         novel_is_known=bool(training),
         tokens=tokens,
@@ -113,6 +107,15 @@ def score(
         length_metric=length_metric,
         unavailable=unavailable,
     )
+
+
+def _intervals(
+    statistics: Mapping[str, SufficientStatistics], seed: int, resamples: int
+) -> dict[str, Interval]:
+    # A generator for each metric: all metrics then see the same resampled images.
+    return {
+        metric: bootstrap(sums, np.random.default_rng(seed), resamples) for metric, sums in statistics.items()
+    }
 
 
 def check_metrics(metrics: Sequence[str]) -> None:

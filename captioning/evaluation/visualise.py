@@ -57,8 +57,6 @@ def attention_figure(
     Raises:
         ValueError: R regions that neither fill the grid nor have boxes.
     """
-    from matplotlib.figure import Figure
-
     font = find_font("".join([title, *words]))
     if font is None:
         warn_that_words_are_numbered()
@@ -70,12 +68,7 @@ def attention_figure(
             margin = grid_margin(image_size, grid)
     image = image.copy()
     image.thumbnail((MAX_SIDE, MAX_SIDE))
-    num_rows = math.ceil((len(words) + 1) / COLUMNS)
-    panel_height = 2.6 * image.height / image.width + 0.45  # inches; 0.45 for the word
-    figure = Figure(figsize=(2.6 * COLUMNS, num_rows * min(panel_height, 4.0) + 0.4), layout="constrained")
-    axes = figure.subplots(num_rows, COLUMNS, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
+    figure, axes = _panels(image, len(words) + 1)
     axes[0].imshow(image)
     axes[0].set_title("picture", fontsize=11, color="grey")
     for axis, word, weights in zip(axes[1:], words, attention, strict=False):
@@ -84,6 +77,19 @@ def attention_figure(
     if title:
         figure.suptitle(title, font=font, fontsize=15)
     return figure
+
+
+def _panels(image: Image.Image, number: int) -> tuple[Any, Any]:
+    """Make a figure with at least that many panels of the image's shape, and list its axes."""
+    from matplotlib.figure import Figure
+
+    num_rows = math.ceil(number / COLUMNS)
+    panel_height = 2.6 * image.height / image.width + 0.45  # inches; 0.45 for the word
+    figure = Figure(figsize=(2.6 * COLUMNS, num_rows * min(panel_height, 4.0) + 0.4), layout="constrained")
+    axes = figure.subplots(num_rows, COLUMNS, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    return figure, axes
 
 
 def grid_margin(image_size: Sequence[int], grid: tuple[int, int]) -> tuple[float, float]:
