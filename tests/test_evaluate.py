@@ -228,7 +228,8 @@ class TestScores:
 
     def test_nan_becomes_null(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
-            "captioning.evaluation.scoring.score_all", lambda names, *_: {name: NAN_SCORE for name in names}
+            "captioning.evaluation.scoring.score_all",
+            lambda names, *_, **__: {name: NAN_SCORE for name in names},
         )
         written = json.dumps(to_json(evaluated(GOOD, metrics=("spice",))), allow_nan=False)
         assert json.loads(written)["scores"]["spice"]["score"] is None
