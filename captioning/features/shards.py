@@ -85,9 +85,7 @@ def choose_shards(num_shards: int | None, shard: int | None, *, rank: int, proce
     if shard is None:
         return [Shard(number, total) for number in range(rank, total, processes)]
     if num_shards is None or shard >= num_shards:
-        raise InputError(
-            f"shard={shard} counts from 0 and must be less than num_shards=, which is {num_shards}"
-        )
+        raise InputError(f"shard={shard} must be less than num_shards={num_shards}; the first one is 0")
     return [Shard(shard, num_shards)]
 
 

@@ -43,7 +43,6 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
     Raises:
         InputError: options that do not go together, or data, features or a checkpoint that do not fit them.
     """
-    seed_everything(config.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
     resume = resumed_checkpoint(config)
     start = starting_point(config, resume)
@@ -52,6 +51,8 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
         if config.prepare:
             prepare_features(config, progress)
         data = build_data(config, words=start["captioning"]["words"] if start else None)
+    # After the preparation, which may build a network with random weights: a run is then the same without it.
+    seed_everything(config.seed, workers=True, verbose=False)
     module = build_module(config, data)
     if start:  # also to resume, where Lightning would load the weights itself but not say what is wrong
         load_weights(module, start, data, str(resume or config.start_from))
