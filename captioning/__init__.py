@@ -20,6 +20,7 @@ The package in the order in which the data flows:
     evaluation/     references, scores, comparisons, baselines, attention pictures
     cli/            what all commands share
     errors files    the one error for bad input; files written whole or not at all
+    processes       several processes that run one command together
 
     train extract evaluate caption export baseline demo      the commands: python -m captioning.train
 """
