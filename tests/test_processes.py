@@ -44,11 +44,15 @@ OPTIONS = [
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
 
 
-def start(command: str, *options: object, cwd: Path, torchrun: bool = False) -> subprocess.Popen:
+def start(
+    command: str, *options: object, cwd: Path, torchrun: bool = False, **environment: str
+) -> subprocess.Popen:
     """Start a command by itself, or twice by torchrun."""
     line = [*TORCHRUN, str(free_port())] if torchrun else [sys.executable]
     line += ["-m", f"captioning.{command}", *map(str, options)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment,
+    }  # fmt: skip
     return subprocess.Popen(
         line, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -135,6 +139,25 @@ class TestTraining:
         first = [float(row["train/loss_step"]) for row in rows(world / "one" / "metrics.csv")[:2]]
         both = float(rows(world / "two" / "metrics.csv")[0]["train/loss_step"])
         assert min(first) < both < max(first)  # the mean of the first two batches
+
+    def test_processes_that_srun_starts_find_each_other(
+        self, world: Path, trained: Path, tmp_path: Path
+    ) -> None:
+        """As far as the environment says it: here the first process serves the store, there is no agent."""
+        job = {
+            "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "captions", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_NTASKS_PER_NODE": "2", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
+        }  # fmt: skip
+        options = ["trainer=ddp", "trainer.devices=2", *OPTIONS]
+        tasks = [
+            start("train", *options, cwd=tmp_path, **job, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+            for rank in ("0", "1")
+        ]
+        outputs = [finish(task) for task in tasks]
+        assert "epoch 2: train/loss" in outputs[0] and "epoch" not in outputs[1]
+        [folder] = (tmp_path / "runs" / "toy").iterdir()
+        assert not differences(checkpoint_of(trained), checkpoint_of(folder))
 
     def test_a_signal_to_one_process_stops_all_and_they_go_on_as_if_never_stopped(
         self, world: Path, trained: Path

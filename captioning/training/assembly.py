@@ -47,10 +47,7 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
     resume = resumed_checkpoint(config)
     start = starting_point(config, resume)
     trainer = build_trainer(config)
-    with first_process_first("data and features"):
-        if config.prepare:
-            prepare_features(config, progress)
-        data = build_data(config, words=start["captioning"]["words"] if start else None)
+    data = prepare_data(config, progress, words=start["captioning"]["words"] if start else None)
     # After the preparation, which may build a network with random weights: a run is then the same without it.
     seed_everything(config.seed, workers=True, verbose=False)
     module = build_module(config, data)
@@ -73,17 +70,22 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
     )
 
 
-def prepare_features(config: DictConfig, progress: Callable[..., Any] | None = None) -> None:
-    """Draw or download what the data set needs, and extract what the feature cache lacks."""
-    report = extract_missing(
-        lambda: instantiate(config.features.extractor),
-        read_images(config),
-        config.features.path,
-        **({"progress": progress} if progress else {}),
-        **config.features.run,
-    )
-    if report:
-        report.log(config.features.path)
+def prepare_data(
+    config: DictConfig, progress: Callable[..., Any] | None, words: Sequence[str] | None
+) -> CaptionDataModule:
+    """Build the datamodule; with `prepare=true`, the first of several processes makes what it lacks."""
+    with first_process_first("data and features"):
+        if config.prepare:
+            report = extract_missing(
+                lambda: instantiate(config.features.extractor),
+                read_images(config),
+                config.features.path,
+                **({"progress": progress} if progress else {}),
+                **config.features.run,
+            )
+            if report:
+                report.log(config.features.path)
+        return build_data(config, words=words)
 
 
 def read_images(config: DictConfig) -> dict[str, Path]:
