@@ -118,11 +118,6 @@ def extract(
         provenance["precision"] = "bfloat16" if autocast else "float32"
     if not repair and _is_complete(Path(path), pictures, provenance):
         return Report(count, count, 0, [], time.perf_counter() - started)
-    if Path(path).is_dir():
-        raise InputError(
-            f"{printable(path)} is a folder of shards that lacks some of the {count} images; give "
-            "num_shards=<as many as it has>, which completes all, or features.path=<another>"
-        )
     with _open_writer(extractor, pictures, path, provenance) as writer:
         if repair:
             writer.forget([image_id for image_id, _ in verify(writer.target).corrupt])
@@ -194,6 +189,11 @@ def _is_current(cache: FeatureCache, pictures: Pictures) -> bool:
 def _open_writer(
     extractor: Extractor, pictures: Pictures, path: str | Path, provenance: Mapping[str, Any]
 ) -> CacheWriter:
+    if Path(path).is_dir():
+        raise InputError(
+            f"{printable(path)} is a folder of shards that lacks some of the {len(pictures.paths)} images; "
+            "give num_shards=<as many as it has>, which completes all, or features.path=<another>"
+        )
     writer = CacheWriter(
         path,
         list(pictures.paths),
