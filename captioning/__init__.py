@@ -22,6 +22,7 @@ The package in the order in which the data flows:
     page/           the page that `captioning app` serves
     cli/            what all commands share
     errors files    the one error for bad input; files written whole or not at all
+    processes       several processes that run one command together
 
     train extract evaluate caption export app baseline demo      the commands: python -m captioning.train
 """

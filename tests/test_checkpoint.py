@@ -505,6 +505,8 @@ class TestResuming:
             (at("captioning", "history", to=[{"cider_d": "high"}]), "its history holds"),
             (at("captioning", "history", to=[{"cider_d": float("nan")}]), "its history holds"),
             (at("captioning", "history", to=[3]), "its history holds"),
+            (at("captioning", "other_processes", to=[{"random_state": 3}]), "its random_state is 3, needed is a Tensor"),
+            (at("captioning", "other_processes", to=[None]), "its random_state is None, needed is a Tensor"),
             (at("loops", to={}), "does not say how far it was trained"),
             (at("loops", "fit_loop", "epoch_progress", "current", "processed", to=-1), "how far it was trained, but"),
             (at("loops", "fit_loop", "epoch_progress", "current", "processed", to="1"), "how far it was trained"),

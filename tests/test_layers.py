@@ -8,12 +8,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "captioning"
 COMMANDS = ("train", "extract", "evaluate", "caption", "app", "export", "baseline", "demo")
-BASE = ("errors", "files", "tokenizers", "vocabulary")  # layer 0
+BASE = ("errors", "files", "processes", "tokenizers", "vocabulary")  # layer 0
 ROOMS = ("features", "models", "metrics", "data", "decoding", "objectives")
 LIBRARY = (*BASE, *ROOMS, "checkpoint", "portable")
 LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import, besides its own room
     "errors": (),
     "files": (),
+    "processes": ("errors",),
     "tokenizers": ("errors",),
     "vocabulary": ("errors", "tokenizers"),
     "features": BASE,

@@ -19,7 +19,7 @@ _PARTS = {  # of the metadata: what a part must be where it is there
     **dict.fromkeys(("model", "data", "features", "provenance", "decoding", "card", "extractor_state"), dict),
     "tokenizer": dict,
     **dict.fromkeys(("objective", "optimizer", "scheduler", "objective_state", "logged_sums"), dict),
-    **dict.fromkeys(("words", "history", "cuda_random_state"), list),
+    **dict.fromkeys(("words", "history", "cuda_random_state", "other_processes"), list),
 }
 
 
@@ -151,14 +151,18 @@ def check_resumable(content: Mapping[str, Any], path: str | Path) -> None:
         InputError: names what is missing or of another kind.
     """
     state = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
-    drawn = {"random_state": Tensor, "cuda_random_state": list, "objective_state": dict, "history": list}
-    for part, kind in {**state, **drawn}.items():
-        found = (content if part in state else content["captioning"]).get(part)
-        if not isinstance(found, kind) or part == "optimizer_states" and not found:
-            raise InputError(
-                f"{path} can't be resumed: its {part} is {found!r:.40}, needed is a {kind.__name__}; give "
-                "start_from= to begin a training with its weights and words"
-            )
+    drawn = {"random_state": Tensor, "cuda_random_state": list, "objective_state": dict}
+    metadata = content["captioning"]
+    parts: list[tuple[Any, dict[str, Any]]] = [(content, state), (metadata, {**drawn, "history": list})]
+    parts += [(process, drawn) for process in metadata.get("other_processes", [])]
+    for holder, kinds in parts:
+        for part, kind in kinds.items():
+            found = holder.get(part) if isinstance(holder, dict) else None
+            if not isinstance(found, kind) or part == "optimizer_states" and not found:
+                raise InputError(
+                    f"{path} can't be resumed: its {part} is {found!r:.40}, needed is a {kind.__name__}; "
+                    "give start_from= to begin a training with its weights and words"
+                )
     for number, optimizer in enumerate(content["optimizer_states"]):
         groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
         if not (isinstance(groups, list) and isinstance(optimizer.get("state"), dict)):

@@ -28,6 +28,7 @@ from captioning.cli.messages import input_error, options_error, refuse_fractions
 from captioning.cli.names import keep_names, refuse_numbers
 from captioning.errors import InputError
 from captioning.files import CONF
+from captioning.processes import from_first
 from captioning.vocabulary import printable
 
 TRACEBACKS = bool(os.environ.get("HYDRA_FULL_ERROR"))  # the user asks for tracebacks
@@ -38,6 +39,7 @@ _IGNORED_WARNINGS = (
     ".*obtained by tracing the model in eval mode are a subsequence.*",  # only evaluation nodes are cut
     ".*dirpath has changed.*",  # a resumed run has a folder of its own; BestCheckpoint handles it
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # our own sampler is
+    ".*when logging on epoch level in distributed setting.*",  # every process logs the same value
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*Experiment logs directory .* exists and is not empty.*",  # Hydra has put its own files there
 )
@@ -143,7 +145,15 @@ def _named_after(file: str) -> str:
 
 @functools.cache  # the runs of a sweep share its folder
 def _new_folder(path: str) -> str:
-    """Create a folder that no other run has: the path, or the first free one of `<path>_2`, `<path>_3`."""
+    """Create a folder that no other run has: the path, or the first free one of `<path>_2`, `<path>_3`.
+
+    Processes that run a command together get the same one.
+    """
+    # The clocks of several processes may differ, and with them the last part of the path.
+    return from_first(f"new folder in {Path(path).parent}", lambda: _first_free(path))
+
+
+def _first_free(path: str) -> str:
     names = itertools.chain([path], (f"{path}_{number}" for number in itertools.count(2)))
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -14,13 +14,14 @@ from captioning.data.dataset import (
     CaptionDataset,
     ImageDataset,
     LengthBuckets,
+    SharedBatches,
     collate,
-    own_process_group,
 )
 from captioning.data.records import Annotated, one_picture_per_id
 from captioning.data.summary import log_summary, log_words
 from captioning.errors import InputError
 from captioning.features.cache import FeatureCache, check_provenance
+from captioning.processes import shield_worker
 from captioning.tokenizers import Tokenizer, Words
 from captioning.vocabulary import Vocabulary, printable
 
@@ -168,14 +169,8 @@ class CaptionDataModule(LightningDataModule):
         """Shuffled batches in buckets of similar length; the same epoch always gives the same batches."""
         data = self.captions("train") if self.train_on == "captions" else self.images("train")
         lengths = data.lengths if isinstance(data, CaptionDataset) else [0] * len(data)
-        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         sampler = LengthBuckets(
-            lengths,
-            self.batch_size,
-            seed=self.seed,
-            pool=self.bucket_pool,
-            rank=rank,
-            processes=processes,
+            lengths, self.batch_size, seed=self.seed, pool=self.bucket_pool, **self._share()
         )
         sampler.go_on(**self._position)  # workers fetch before Lightning sets a resumed run's epoch
         self._position, self._sampler = {"epoch": self._position["epoch"]}, sampler
@@ -200,11 +195,17 @@ class CaptionDataModule(LightningDataModule):
         self._position = dict(state_dict)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """Validation captions sorted by length (next to no padding), and validation images."""
-        data = self.captions("val")
-        order = sorted(range(len(data)), key=data.lengths.__getitem__)
-        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        return [self._loader(data, batch_sampler=batches), self.image_dataloader("val")]
+        """Validation captions sorted by length (next to no padding), and validation images.
+
+        Several processes share the batches, which are those that one alone would have.
+        """
+        captions, images = self.captions("val"), self.images("val")
+        order, share = range(len(images)), self._share()
+        by_length = sorted(range(len(captions)), key=captions.lengths.__getitem__)
+        return [
+            self._loader(captions, batch_sampler=SharedBatches(by_length, self.batch_size, **share)),
+            self._loader(images, batch_sampler=SharedBatches(order, self.eval_batch_size, **share)),
+        ]
 
     def image_dataloader(self, split: str, *, without_captions: bool = False) -> DataLoader:
         """Each image of a split once, in the records' order."""
@@ -229,6 +230,12 @@ class CaptionDataModule(LightningDataModule):
             raise InputError(f"none of the {len(self.split(split))} {split} images has a caption")
         return data
 
+    def _share(self) -> dict[str, int]:
+        """Return which of the processes that train together this is, as samplers take it."""
+        if self.trainer is None:
+            return {"rank": 0, "processes": 1}
+        return {"rank": self.trainer.global_rank, "processes": self.trainer.world_size}
+
     def _loader(self, data: CaptionDataset | ImageDataset, **options: Any) -> DataLoader:
         return DataLoader(
             data,
@@ -236,7 +243,7 @@ class CaptionDataModule(LightningDataModule):
             collate_fn=collate,  # type: ignore[arg-type]  # `__getitems__` builds whole batches
             generator=torch.Generator(),  # or each iterator would draw its seed from the generator of dropout
             persistent_workers=self.num_workers > 0,
-            worker_init_fn=own_process_group,
+            worker_init_fn=shield_worker,
             **options,
         )
 

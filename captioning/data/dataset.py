@@ -1,6 +1,5 @@
 """Batches: the one place where the shapes of what models are fed with are stated."""
 
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -143,12 +142,6 @@ def collate(batch: Batch) -> Batch:
     return batch
 
 
-def own_process_group(worker: int) -> None:
-    """Move a loader process out of reach of Ctrl-C and other signals to a whole job: its parent ends it."""
-    if hasattr(os, "setpgid"):
-        os.setpgid(0, 0)
-
-
 class LengthBuckets(Sampler[list[int]]):
     """Batches of captions of similar length, shuffled anew each epoch and reproducible for a given epoch.
 
@@ -238,3 +231,31 @@ class LengthBuckets(Sampler[list[int]]):
         # Every process gets as many batches as the others, or those that have fewer would wait forever.
         epoch, trained = self._trained
         yield from batches[self.rank :: self.processes][trained if epoch == self.epoch else 0 : len(self)]
+
+
+class SharedBatches(Sampler[list[int]]):
+    """Batches in a fixed order, of which each process gets its share.
+
+    All get equally many, since they wait for each other: where the batches do not go round, the first ones
+    are dealt twice.
+
+    Args:
+        order: of the items.
+        batch_size: items per batch; the last one may be smaller.
+        rank: index of this process among those that share the batches.
+        processes: number of processes.
+
+    Attributes:
+        numbers: which of all batches this process gets, in its order.
+    """
+
+    def __init__(self, order: Sequence[int], batch_size: int, *, rank: int = 0, processes: int = 1) -> None:
+        self.batches = [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
+        rounds = -(-len(self.batches) // processes)
+        self.numbers = [(turn * processes + rank) % len(self.batches) for turn in range(rounds)]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self.batches[number] for number in self.numbers)

@@ -11,6 +11,7 @@ from captioning.features.image_sources import ImageSource, is_one_image, reread,
 from captioning.features.images import read_image
 from captioning.features.region_detector import RegionDetector
 from captioning.features.region_features import RegionFeatures
+from captioning.features.shards import Shard, choose_shards, files_of
 from captioning.features.timm_backbone import TimmBackbone
 from captioning.features.verification import verify
 from captioning.features.writer import CacheWriter
@@ -26,10 +27,13 @@ __all__ = [
     "RegionDetector",
     "RegionFeatures",
     "Report",
+    "Shard",
     "TimmBackbone",
     "check_provenance",
+    "choose_shards",
     "extract",
     "extract_missing",
+    "files_of",
     "find_images",
     "is_one_image",
     "read_image",

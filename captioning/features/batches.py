@@ -23,6 +23,7 @@ from captioning.features.images import Fingerprint, read_fingerprinted
 from captioning.features.pictures import Pictures
 from captioning.features.region_features import RegionFeatures
 from captioning.features.writer import CacheWriter
+from captioning.processes import shield_worker
 from captioning.vocabulary import printable
 
 
@@ -67,6 +68,7 @@ def batches_to_store(
     batch_size: int,
     num_workers: int,
     autocast: bool,
+    gpu: int,
 ) -> tuple[Iterator[Batch], int]:
     """Return the batches to store, and how many rows they have in all."""
     if isinstance(extractor, RowFiles):
@@ -74,7 +76,7 @@ def batches_to_store(
     row_batches = _row_batches(writer.to_do, len(writer.image_ids), batch_size)
     paths = [pictures.paths.get(image_id, Path()) for image_id in writer.image_ids]
     loader = _loader(paths, extractor, row_batches, num_workers)
-    return _run_network(extractor, loader, writer, autocast), sum(map(len, row_batches))
+    return _run_network(extractor, loader, writer, autocast, gpu), sum(map(len, row_batches))
 
 
 class _ImageFiles(Dataset[tuple[int, Tensor | str, Fingerprint | None]]):
@@ -105,7 +107,13 @@ def _loader(
 ) -> Iterable[Decoded]:
     dataset = _ImageFiles(paths, extractor.transform)
     rows = [list(batch) for batch in row_batches]
-    return DataLoader(dataset, batch_sampler=rows, num_workers=num_workers, collate_fn=_collate)
+    return DataLoader(
+        dataset,
+        batch_sampler=rows,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        worker_init_fn=shield_worker,
+    )
 
 
 def _collate(items: list[tuple[int, Tensor | str, Fingerprint | None]]) -> Decoded:
@@ -119,9 +127,10 @@ def _collate(items: list[tuple[int, Tensor | str, Fingerprint | None]]) -> Decod
 
 
 def _run_network(
-    extractor: FrozenExtractor, loader: Iterable[Decoded], writer: CacheWriter, autocast: bool
+    extractor: FrozenExtractor, loader: Iterable[Decoded], writer: CacheWriter, autocast: bool, gpu: int
 ) -> Iterator[Batch]:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpus = torch.cuda.device_count()
+    device = torch.device("cuda", gpu % gpus) if gpus else torch.device("cpu")
     extractor = extractor.to(device)
     for rows, images, errors, fingerprints in loader:
         contents: list[Row | str] = [errors.get(row, "") for row in rows]

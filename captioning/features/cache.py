@@ -1,4 +1,4 @@
-"""Reading the HDF5 file of features by image id (its structure: see `layout`).
+"""Reading features by image id, from one HDF5 file or a folder of shards (their structure: see `layout`).
 
 A row is compared with its checksum when it is first read in a process, so that damage ends a run with the
 name of the image instead of a wrong result.
@@ -7,6 +7,7 @@ name of the image instead of a wrong result.
 import json
 import logging
 import os
+from bisect import bisect_right
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ import numpy as np
 from captioning.errors import InputError
 from captioning.features.layout import UNREADABLE, WRITTEN, checksums, crc, decode, open_cache
 from captioning.features.pictures import Pictures, Recorded
+from captioning.features.shards import Shard, complete_files_of
 from captioning.vocabulary import printable
 
 log = logging.getLogger(__name__)
@@ -52,11 +54,18 @@ def check_provenance(path: str | Path, found: Mapping[str, Any], expected: Mappi
             )
 
 
+class _Opened(NamedTuple):
+    """An open file, and its features: looking them up by name takes longer than reading a row."""
+
+    file: h5py.File
+    features: Any
+
+
 class FeatureCache:
-    """Reads rows by image id; every process opens its own handle, so loader workers can share the object.
+    """Reads rows by image id; every process opens its own handles, so loader workers can share the object.
 
     Args:
-        path: the HDF5 file.
+        path: the HDF5 file, or a folder of shards, see `shards`.
         check: compare each row with its checksum when it is first read.
 
     Attributes:
@@ -69,30 +78,33 @@ class FeatureCache:
         varies_in_count: whether some image has fewer than R regions.
 
     Raises:
-        InputError: there is no such file, it is not a feature cache, or `check` finds damaged records.
+        InputError: there is no such file, it is not a feature cache, `check` finds damaged records, a shard
+            is missing, or shards were made with different options.
     """
 
     def __init__(self, path: str | Path, *, check: bool = True) -> None:
         self.path = Path(path)
-        with open_cache(self.path) as file:
-            self.shape: tuple[int, int] = file["features"].shape[1:]
-            self.provenance: dict[str, Any] = json.loads(file.attrs["provenance"])
-            grid = self.provenance.get("grid")
-            self.grid: tuple[int, int] | None = (grid[0], grid[1]) if grid else None
-            self.has_boxes = "boxes" in file
-            self._records = file["rows"][:]
-        self._intact = checksums(self._records) == self._records["checksum"]
+        self._paths = complete_files_of(self.path)
+        records, intact = [], []
+        for path in self._paths:
+            with open_cache(path) as file:
+                self._read_attributes(path, file)
+                records.append(file["rows"][:])
+            intact.append(checksums(records[-1]) == records[-1]["checksum"])
+            if check and not intact[-1].all():
+                damaged = f"{(~intact[-1]).sum()} of its {len(intact[-1])} records are damaged"
+                raise _damaged(path, damaged)
+        self._starts = [0, *np.cumsum([len(part) for part in records]).tolist()]  # first row of each file
+        self._records, self._intact = np.concatenate(records), np.concatenate(intact)
         self.num_damaged = int((~self._intact).sum())
-        if check and self.num_damaged:
-            raise _damaged(self.path, f"{self.num_damaged} of its {len(self._records)} records are damaged")
         self._index = self._rows_of(WRITTEN)
-        self.unreadable = list(self._rows_of(UNREADABLE))
+        self.unreadable = [image_id for image_id in self._rows_of(UNREADABLE) if image_id not in self._index]
         self.made_of_pictures = bool((self._records["path"] != b"").any())
         self.varies_in_count = bool(
             (self._records["count"][list(self._index.values())] < self.shape[0]).any()
         )
         self._unchecked, self._check_boxes = np.full(len(self._records), check), check
-        self._file: h5py.File | None = None
+        self._opened: dict[int, _Opened] = {}  # by the number of the file
         self._process = -1
 
     def __len__(self) -> int:
@@ -102,7 +114,7 @@ class FeatureCache:
         return image_id in self._index
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_process": -1}
+        return {**self.__dict__, "_opened": {}, "_process": -1}
 
     @property
     def image_ids(self) -> list[str]:
@@ -119,15 +131,15 @@ class FeatureCache:
             InputError: an image has no features, or a row is damaged.
         """
         # `dataset[list]` walks the whole selection for every row: a hundred times slower than this loop.
-        dataset = self._opened()["features"].id
         features = np.empty((len(image_ids), *self.shape), dtype=np.float16)
         content = features.view(np.uint8).reshape(len(image_ids), -1)
         for position, image_id in enumerate(image_ids):
             row = self._row(image_id)
+            file, number = self._place(row)
             try:
-                dataset.read_direct_chunk((row, 0, 0), out=content[position])
+                file.features.read_direct_chunk((number, 0, 0), out=content[position])
             except OSError as error:
-                raise _damaged(self.path, f"the row of image {printable(image_id)}: {error}") from error
+                raise self._damaged_at(row, f"the row of image {printable(image_id)}: {error}") from error
             if self._unchecked[row]:
                 self._check(row, features[position], image_id)
         return features
@@ -204,21 +216,44 @@ class FeatureCache:
 
     def _check(self, row: int, features: np.ndarray, image_id: str) -> None:
         if crc(features) != self._records["features"][row]:
-            raise _damaged(self.path, f"the row of image {printable(image_id)} {_describe(features)}")
+            raise self._damaged_at(row, f"the row of image {printable(image_id)} {_describe(features)}")
         self._unchecked[row] = False
 
     def _regions(self, image_id: str) -> tuple[np.ndarray, np.ndarray]:
-        row, file = self._row(image_id), self._opened()
-        boxes, scores = file["boxes"][row], file["scores"][row]
+        row = self._row(image_id)
+        (file, _), number = self._place(row)
+        boxes, scores = file["boxes"][number], file["scores"][number]
         if self._check_boxes and crc(boxes, scores) != self._records["boxes"][row]:
-            raise _damaged(self.path, f"the boxes of image {printable(image_id)} differ from their checksum")
+            raise self._damaged_at(
+                row, f"the boxes of image {printable(image_id)} differ from their checksum"
+            )
         return boxes, scores
 
-    def _opened(self) -> h5py.File:
-        # HDF5 handles do not survive a fork.
-        if self._file is None or self._process != os.getpid():
-            self._file, self._process = open_cache(self.path), os.getpid()
-        return self._file
+    def _place(self, row: int) -> tuple[_Opened, int]:
+        """Return the file that holds a row, and the row's number there."""
+        if self._process != os.getpid():  # HDF5 handles do not survive a fork
+            self._opened, self._process = {}, os.getpid()
+        number = bisect_right(self._starts, row) - 1
+        if number not in self._opened:
+            file = open_cache(self._paths[number])
+            self._opened[number] = _Opened(file, file["features"].id)
+        return self._opened[number], row - self._starts[number]
+
+    def _damaged_at(self, row: int, problem: str) -> InputError:
+        return _damaged(self._paths[bisect_right(self._starts, row) - 1], problem)
+
+    def _read_attributes(self, path: Path, file: h5py.File) -> None:
+        """Read what a file says of all its rows, which every shard must say alike."""
+        shape, provenance = file["features"].shape[1:], json.loads(file.attrs["provenance"])
+        if path == self._paths[0]:
+            self.shape: tuple[int, int] = shape
+            self.provenance: dict[str, Any] = provenance
+            self.has_boxes = "boxes" in file
+            grid = provenance.get("grid")
+            self.grid: tuple[int, int] | None = (grid[0], grid[1]) if grid else None
+        else:
+            first = {**self.provenance, "shape": self.shape}
+            check_provenance(printable(path), {**provenance, "shape": shape}, first)
 
 
 def _describe(features: np.ndarray) -> str:
@@ -226,7 +261,8 @@ def _describe(features: np.ndarray) -> str:
 
 
 def _damaged(path: Path, problem: str) -> InputError:
+    options = f"{shard.options} " if (shard := Shard.of(path)) else ""
     return InputError(
         f"{printable(path)} is damaged: {problem}; run python -m captioning.extract with the same options "
-        "and repair=true"
+        f"and {options}repair=true"
     )

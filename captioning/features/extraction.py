@@ -88,6 +88,7 @@ def extract(
     num_workers: int,
     autocast: bool = True,
     repair: bool = False,
+    gpu: int = 0,
     progress: Callable[[Iterable[Batch], int], Iterable[Batch]] = lambda batches, total: batches,
 ) -> Report:
     """Fill the cache at `path` with the features of all images.
@@ -100,10 +101,11 @@ def extract(
         num_workers: processes that decode images.
         autocast: compute in bfloat16, about twice as fast on a CPU that supports it.
         repair: first reread an existing file and extract its corrupt rows again.
+        gpu: which GPU, where there are several; counted round where there are fewer.
         progress: wraps the iterable of batches; also gets the number of images still to do.
 
     Raises:
-        InputError: no images, or see `CacheWriter`.
+        InputError: no images, a folder in place of the file, or see `CacheWriter`.
     """
     pictures = images if isinstance(images, Pictures) else Pictures(images)
     count, started = len(pictures.paths), time.perf_counter()
@@ -120,7 +122,7 @@ def extract(
         if repair:
             writer.forget([image_id for image_id, _ in verify(writer.target).corrupt])
         done_before = count - len(writer.to_do)
-        batches, total = batches_to_store(extractor, pictures, writer, batch_size, num_workers, autocast)
+        batches, total = batches_to_store(extractor, pictures, writer, batch_size, num_workers, autocast, gpu)
         unreadable = [failure for batch in progress(batches, total) for failure in store(writer, batch)]
         writer.finish()
     done_now = count - len(unreadable) - done_before
@@ -167,7 +169,7 @@ def _is_current(cache: FeatureCache, pictures: Pictures) -> bool:
     found = pictures.compare(recorded)
     if pictures.refuse_others(cache.path, recorded, found):
         return False
-    if found.same_content and os.access(cache.path, os.W_OK):
+    if found.same_content and cache.path.is_file() and os.access(cache.path, os.W_OK):
         present = [image_id for image_id in pictures.paths if image_id in cache]
         with (
             suppress(InputError),  # another process is writing
@@ -187,6 +189,11 @@ def _is_current(cache: FeatureCache, pictures: Pictures) -> bool:
 def _open_writer(
     extractor: Extractor, pictures: Pictures, path: str | Path, provenance: Mapping[str, Any]
 ) -> CacheWriter:
+    if Path(path).is_dir():
+        raise InputError(
+            f"{printable(path)} is a folder of shards that lacks some of the {len(pictures.paths)} images; "
+            "give num_shards=<as many as it has>, which completes all, or features.path=<another>"
+        )
     writer = CacheWriter(
         path,
         list(pictures.paths),

@@ -23,6 +23,7 @@ from captioning.features import check_provenance, extract_missing
 from captioning.features.weights import is_file_name
 from captioning.metrics import scored_tokens
 from captioning.objectives import Objective
+from captioning.processes import first_process_first, this_process
 from captioning.training.callbacks import HOOKS, LOGGING, SampleCaptions, TraceShapes, tolerate
 from captioning.training.checkpoint_io import AtomicCheckpointIO
 from captioning.training.module import CaptioningModule
@@ -43,24 +44,14 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
     Raises:
         InputError: options that do not go together, or data, features or a checkpoint that do not fit them.
     """
-    seed_everything(config.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
     resume = resumed_checkpoint(config)
     start = starting_point(config, resume)
-    if config.prepare:
-        report = extract_missing(
-            lambda: instantiate(config.features.extractor),
-            read_images(config),
-            config.features.path,
-            **({"progress": progress} if progress else {}),
-            **config.features.run,
-        )
-        if report:
-            report.log(config.features.path)
-    data = build_data(
-        config,
-        checkpoint.build_vocabulary(start["captioning"], resume or config.start_from) if start else None,
-    )
+    trainer = build_trainer(config)
+    known = checkpoint.build_vocabulary(start["captioning"], resume or config.start_from) if start else None
+    data = prepare_data(config, progress, known)
+    # After the preparation, which may build a network with random weights: a run is then the same without it.
+    seed_everything(config.seed, workers=True, verbose=False)
     module = build_module(config, data)
     if start:  # also to resume, where Lightning would load the weights itself but not say what is wrong
         load_weights(module, start, data, str(resume or config.start_from))
@@ -76,9 +67,27 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
         folder=Path(config.output_dir),
         module=module,
         data=data,
-        trainer=build_trainer(config),
+        trainer=trainer,
         resume=resume,
     )
+
+
+def prepare_data(
+    config: DictConfig, progress: Callable[..., Any] | None, vocabulary: Vocabulary | None
+) -> CaptionDataModule:
+    """Build the datamodule; with `prepare=true`, the first of several processes makes what it lacks."""
+    with first_process_first("data and features"):
+        if config.prepare:
+            report = extract_missing(
+                lambda: instantiate(config.features.extractor),
+                read_images(config),
+                config.features.path,
+                **({"progress": progress} if progress else {}),
+                **config.features.run,
+            )
+            if report:
+                report.log(config.features.path)
+        return build_data(config, vocabulary)
 
 
 def read_images(config: DictConfig) -> dict[str, Path]:
@@ -148,7 +157,11 @@ def build_decoder(decoding: DictConfig, vocabulary: Vocabulary) -> Callable[...,
 
 
 def build_trainer(config: DictConfig) -> Trainer:
-    """Build the trainer with its loggers and callbacks."""
+    """Build the trainer with its loggers and callbacks.
+
+    Raises:
+        InputError: it is of fewer processes than were started, each of which would train by itself.
+    """
     callbacks = list(instantiate(config.trainer.callbacks))
     if config.trace_shapes:
         callbacks.append(TraceShapes())
@@ -158,12 +171,19 @@ def build_trainer(config: DictConfig) -> Trainer:
     loggers = list(instantiate(config.logger).values())
     for logger in loggers:
         tolerate(logger, LOGGING)
-    return instantiate(
+    trainer: Trainer = instantiate(
         config.trainer,
         logger=loggers,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
     )
+    started = this_process().size
+    if started not in (1, trainer.world_size):
+        raise InputError(
+            f"{started} processes were started but the trainer is of {trainer.world_size}; give trainer=ddp, "
+            "and trainer.devices= and trainer.num_nodes= whose product is their number"
+        )
+    return trainer
 
 
 def describe(config: DictConfig, model_options: dict[str, Any], data: CaptionDataModule) -> dict[str, Any]:

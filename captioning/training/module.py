@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from captioning.errors import InputError
 from captioning.metrics import PENN_TREEBANK, ScoredTokens, score_all
 from captioning.models.base import CaptionModel
 from captioning.objectives import CrossEntropy, Objective
+from captioning.objectives.base import Terms
+from captioning.processes import gather
 from captioning.training.attention_statistics import (
     AttentionStatistics,
     attention_statistics,
@@ -24,6 +27,7 @@ from captioning.training.attention_statistics import (
     pool,
 )
 from captioning.training.schedules import apply_new_options
+from captioning.training.validation import Captions, Loss, Validation
 from captioning.vocabulary import Vocabulary, printable
 
 log = logging.getLogger(__name__)
@@ -64,15 +68,18 @@ class CaptioningModule(LightningModule):
         self.vocabulary, self.tokens, self.metadata = vocabulary, tokens, dict(metadata)
         self._optimizer, self._scheduler = optimizer, scheduler
         self._validation_nll = CrossEntropy()
-        self._candidates: dict[str, str] = {}
-        self._references: dict[str, tuple[str, ...]] = {}
-        self._attention: list[AttentionStatistics] = []
+        self._validation = Validation()
         self._collapsed = False
         self._sums: dict[str, Tensor] = {}  # of this epoch: what is logged times the number of words
         self._num_words = 0  # that the sums are over
         self._random_state: dict[str, Any] | None = None  # before a validation that is under way
         self.history: list[dict[str, float]] = []
         self.has_begun = False  # everything is built and restored, and has trained on a batch
+
+    def setup(self, stage: str) -> None:
+        """Let each process draw random numbers of its own, the same ones for the same seed."""
+        if self.global_rank > 0:
+            torch.manual_seed(random.Random(f"{torch.initial_seed()} {self.global_rank}").getrandbits(63))
 
     def on_fit_start(self) -> None:
         """Give the objective the training references and the words."""
@@ -94,53 +101,65 @@ class CaptioningModule(LightningModule):
             InputError: the loss is not finite.
         """
         terms = self.objective(self.model, batch)
-        num_words = int(terms.num_words)
-        for name, value in {"loss": terms.loss.detach(), **terms.logged}.items():
+        means, num_words = self._over_processes(terms)
+        for name, value in means.items():
             self.log(f"train/{name}_step", value, on_step=True, on_epoch=False, prog_bar=name == "loss")
             # Lightning's own means over an epoch are not in its checkpoints, which may be written inside one.
             total = self._sums.get(name, torch.zeros(()))
-            self._sums[name] = total.to(value.device) + value.float() * num_words
+            self._sums[name] = total.to(value.device) + value * num_words
         self._num_words += num_words
-        if not torch.isfinite(terms.loss):
+        if not torch.isfinite(means["loss"]):
             refuse_damaged_features(batch)
             raise InputError(
-                f"the loss is {terms.loss.item()} at step {self.global_step}; lower optimizer.lr, set "
+                f"the loss is {means['loss'].item()} at step {self.global_step}; lower optimizer.lr, set "
                 "trainer.gradient_clip_val=1 or trainer.precision=32, and go on with resume=<run folder>"
             )
         return terms.loss
 
+    def _over_processes(self, terms: Terms) -> tuple[dict[str, Tensor], int]:
+        """Return what is logged, as means over the words of all processes, and the number of these words."""
+        values = {"loss": terms.loss.detach(), **terms.logged}
+        means = {name: value.float() for name, value in values.items()}
+        if self.trainer.world_size == 1:
+            return means, int(terms.num_words)
+        num_words = terms.num_words.to(terms.loss.device).float()
+        sums = torch.stack([*(mean.to(num_words.device) * num_words for mean in means.values()), num_words])
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")  # all in one message
+        return dict(zip(means, sums[:-1] / sums[-1], strict=True)), int(sums[-1])
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure cross-entropy over captions (first loader), caption images (second loader)."""
+        loaders: Any = self.trainer.val_dataloaders
+        number = loaders[dataloader_idx].batch_sampler.numbers[batch_idx]
         if dataloader_idx == 0:
             terms = self._validation_nll(self.model, batch)
-            self.log(
-                "val/nll",
-                terms.logged["nll"],
-                batch_size=int(terms.num_words),
-                add_dataloader_idx=False,
-                prog_bar=True,
-            )
+            self._validation.losses[number] = Loss(terms.logged["nll"], int(terms.num_words))
             return
         decoded = self.decode(batch)
-        for image_id, tokens in zip(batch.image_ids, decoded.tokens.tolist(), strict=True):
-            self._candidates[image_id] = self.vocabulary.decode(tokens)
+        texts = [self.vocabulary.decode(tokens) for tokens in decoded.tokens.tolist()]
+        attention = None
         if decoded.attention is not None:
-            self._attention.append(attention_statistics(decoded.attention, batch.mask))
-        self._references.update(zip(batch.image_ids, batch.references, strict=True))
+            attention = attention_statistics(decoded.attention, batch.mask)
+        self._validation.captions[number] = Captions(
+            dict(zip(batch.image_ids, texts, strict=True)),
+            dict(zip(batch.image_ids, batch.references, strict=True)),
+            attention,
+        )
 
     def on_validation_epoch_end(self) -> None:
-        """Score this epoch's captions."""
-        nll = self.trainer.callback_metrics.get("val/nll")
-        if nll is not None:
-            self.log("val/perplexity", math.exp(min(float(nll), 50.0)))
-        if self._candidates and not self.trainer.sanity_checking:
-            scores = score_all(("bleu", "cider_d"), self._candidates, self._references, tokens=self.tokens)
+        """Score this epoch's captions, those of all processes."""
+        found, self._validation = self._validation.gathered(), Validation()
+        if self.trainer.sanity_checking:
+            return
+        if found.losses:
+            self.log("val/nll", found.nll, prog_bar=True)
+            self.log("val/perplexity", math.exp(min(found.nll, 50.0)))
+        if found.captions:
+            scores = score_all(("bleu", "cider_d"), found.candidates, found.references, tokens=self.tokens)
             self.log("val/bleu_4", 100 * scores["bleu_4"].corpus)
             self.log("val/cider_d", 100 * scores["cider_d"].corpus, prog_bar=True)
-            self._log_attention()
-        if not self.trainer.sanity_checking:
-            self._record_history()
-        self._candidates, self._references, self._attention = {}, {}, []
+            self._log_attention(found.attention)
+        self._record_history()
 
     def _record_history(self) -> None:
         """Add this epoch's validation to the history that a checkpoint carries."""
@@ -151,11 +170,11 @@ class CaptioningModule(LightningModule):
         }
         self.history.append({"epoch": self.current_epoch, **metrics})
 
-    def _log_attention(self) -> None:
+    def _log_attention(self, parts: Sequence[AttentionStatistics]) -> None:
         """Log the spread and movement of attention, and warn when attention collapses."""
-        if not self._attention:
+        if not parts:
             return
-        statistics = pool(self._attention)
+        statistics = pool(parts)
         self.log("val/attention_entropy", statistics.entropy)
         self.log("val/attention_change", statistics.change)
         message = describe_collapse(statistics)
@@ -250,25 +269,40 @@ class CaptioningModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the checkpoint self-sufficient, and what resuming needs, also inside an epoch."""
+        state, *others = gather(
+            {**(self._random_state or _random_state()), "objective_state": self.objective.state_dict()}
+        )
         checkpoint["captioning"] = {
             **self.metadata,
-            **(self._random_state or _random_state()),
-            "objective_state": self.objective.state_dict(),
+            **state,
+            "other_processes": others,
             "history": list(self.history),
             "logged_sums": dict(self._sums),
             "logged_words": self._num_words,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the random state, so that dropout draws what it would have drawn without the break."""
+        """Restore the random state, so that dropout draws what it would have drawn without the break.
+
+        Raises:
+            InputError: another number of processes, under a schedule of the learning rate.
+        """
         metadata = checkpoint["captioning"]
-        if self.global_rank == 0:  # other processes would draw what the first one draws
-            torch.set_rng_state(metadata["random_state"].cpu())
-            cuda_states = metadata["cuda_random_state"]
+        states = [metadata, *metadata.get("other_processes", [])]
+        before, now = len(states), self.trainer.world_size
+        if before != now and self._scheduler is not None:
+            raise InputError(
+                f"resume= was trained by {before} process(es) and this run has {now}: its scheduler counts "
+                f"steps, of which an epoch then has others; start {before}, or give start_from= to begin "
+                "another training with its weights and words"
+            )
+        if self.global_rank < before:  # further processes keep the random numbers of their seed
+            torch.set_rng_state(states[self.global_rank]["random_state"].cpu())
+            cuda_states = states[self.global_rank]["cuda_random_state"]
             if len(cuda_states) == torch.cuda.device_count() > 0:
                 torch.cuda.set_rng_state_all([state.cpu() for state in cuda_states])
         self.history = list(metadata["history"])
-        self.objective.load_state_dict(metadata["objective_state"])
+        self.objective.load_state_dict(states[min(self.global_rank, before - 1)]["objective_state"])
         self._sums = dict(metadata["logged_sums"])
         self._num_words = metadata["logged_words"]
 

@@ -4,8 +4,7 @@ import signal
 import threading
 from typing import Any
 
-# Preemption and the end of a job's time under SLURM; Ctrl-C. Windows has no SIGUSR1.
-STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+from captioning.processes import STOPPING
 
 
 class StopRequest:
