@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from hydra.utils import get_class, instantiate
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from captioning import checkpoint
@@ -26,6 +26,7 @@ from captioning.training.callbacks import HOOKS, LOGGING, SampleCaptions, TraceS
 from captioning.training.checkpoint_io import AtomicCheckpointIO
 from captioning.training.module import CaptioningModule
 from captioning.training.run import Run
+from captioning.training.samples import log_options
 from captioning.training.schedules import check_optimizer_states
 from captioning.vocabulary import Vocabulary
 
@@ -67,12 +68,14 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
             log.warning("this objective learns next to nothing from random weights; give start_from=<run>")
         if config.init_output_bias:
             module.model.init_output_bias(data.captions("train").word_counts())
+    trainer = build_trainer(config)
+    log_options(trainer.loggers, {"name": config.name, "seed": config.seed, **module.metadata})
     return Run(
         name=config.name,
         folder=Path(config.output_dir),
         module=module,
         data=data,
-        trainer=build_trainer(config),
+        trainer=trainer,
         resume=resume,
     )
 
@@ -145,7 +148,7 @@ def build_trainer(config: DictConfig) -> Trainer:
     if config.trace_shapes:
         callbacks.append(TraceShapes())
     for callback in callbacks:
-        if isinstance(callback, (ProgressBar, SampleCaptions, TraceShapes)):
+        if isinstance(callback, (LearningRateMonitor, ProgressBar, SampleCaptions, TraceShapes)):
             tolerate(callback, HOOKS)
     loggers = list(instantiate(config.logger).values())
     for logger in loggers:
