@@ -11,8 +11,15 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from captioning.evaluation.references import References
-from captioning.evaluation.scoring import Evaluation, compare, percent, to_json
-from captioning.evaluation.tables import Table, diversity_table, images_csv, length_table, score_table
+from captioning.evaluation.scoring import Evaluation, compare, compare_settings, percent, to_json
+from captioning.evaluation.tables import (
+    Table,
+    diversity_table,
+    images_csv,
+    length_table,
+    score_table,
+    settings_score_table,
+)
 from captioning.files import write_text
 
 
@@ -21,6 +28,7 @@ def write_report(
     evaluations: Sequence[Evaluation],
     references: References,
     *,
+    num_first: int | None = None,
     seed: int = 0,
     resamples: int = 1000,
     options: Mapping[str, Any] | None = None,
@@ -32,6 +40,8 @@ def write_report(
         folder: where they go.
         evaluations: of one system, or of two on the same images, which are then tested for a difference.
         references: what the captions were scored against.
+        num_first: how many evaluations are runs of a first setting; the others are of a second. None where
+            each is a system of its own.
         seed: of the test.
         resamples: of the test.
         options: of the command, to be kept in `scores.json`.
@@ -40,7 +50,11 @@ def write_report(
     Returns:
         the tables of the report, scores first.
     """
-    paired = compare(*evaluations, seed=seed, resamples=resamples) if len(evaluations) == 2 else {}
+    paired: Mapping[str, Any] = {}
+    if num_first:
+        paired = compare_settings(evaluations[:num_first], evaluations[num_first:])
+    elif len(evaluations) == 2:
+        paired = compare(*evaluations, seed=seed, resamples=resamples)
     content = {
         "references": references.name,
         "num_images": len(references.records),
@@ -48,7 +62,10 @@ def write_report(
         "document_frequencies": references.frequencies.source if references.frequencies else None,
         "systems": [{"name": evaluation.name, **to_json(evaluation)} for evaluation in evaluations],
         "paired": {
-            metric: {"difference": percent(test.difference), "p_value": round(test.p_value, 6)}
+            metric: {
+                **{name: percent(value) for name, value in test._asdict().items() if name != "p_value"},
+                "p_value": round(test.p_value, 6),
+            }
             for metric, test in paired.items()
             if not math.isnan(test.p_value)
         },
@@ -58,7 +75,12 @@ def write_report(
     text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
     write_text(Path(folder) / "images.csv", images_csv(evaluations))
     write_text(Path(folder) / "scores.json", f"{text}\n")
-    tables = [score_table(evaluations, paired), diversity_table(evaluations)]
+    scores = (
+        settings_score_table(evaluations[:num_first], evaluations[num_first:], paired)
+        if num_first
+        else score_table(evaluations, paired)
+    )
+    tables = [scores, diversity_table(evaluations)]
     if evaluations[0].lengths:  # none where no metric could be computed
         tables.append(length_table(evaluations))
     return tables
@@ -66,7 +88,8 @@ def write_report(
 
 def print_table(table: Table) -> None:
     """Print a table on standard output; called by commands only."""
-    printed = RichTable(title=Text(table.title), title_justify="left")
+    note = Text(table.note) if table.note else None
+    printed = RichTable(title=Text(table.title), title_justify="left", caption=note, caption_justify="left")
     for place, heading in enumerate(table.headings):
         printed.add_column(Text(heading), justify="right" if place else "left")
     for row in table.rows:

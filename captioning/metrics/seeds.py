@@ -6,11 +6,11 @@ with two crossed random factors (Baayen, Davidson and Bates, 2008): the score of
 
     setting + run r + image i + setting × image i + rest                         (fractions)
 
-Resampling by leaving out one run, or one image, at a time (the jackknife, Efron and Tibshirani, 1993) gives the
-variance of the difference from each; what is left, `rest`, is in both and counts once. Few runs leave few
-degrees of freedom (Satterthwaite, 1946), so that interval and p-value come from Student's t. Drawing three seeds
-with replacement, as a bootstrap would, is no substitute: where seeds matter most it finds a difference between
-equal systems in 16 of 100 studies instead of 5, and the test over images of one run each in 76.
+Leaving out one run, or one image, at a time (the jackknife, Efron and Tibshirani, 1993) gives the variance of
+the difference from each; what is left, `rest`, is in both and counts once. Few runs leave few degrees of
+freedom (Satterthwaite, 1946), so interval and p-value come from Student's t. A bootstrap that draws three
+seeds with replacement is no substitute: where seeds matter most it finds a difference between equal systems
+in 16 of 100 studies instead of 5, and the test over the images of one run each in 76 (notebooks/LOG.md).
 
 Legend: N runs, I images.
 """
@@ -81,7 +81,7 @@ def image_values(statistics: SufficientStatistics) -> Reals:
     For a metric that is a mean over images these are the images' own scores.
     """
     count, sums = len(statistics.per_image), statistics.per_image.sum(0)
-    # The sums of the others, as if there were as many images as before: a corpus score may divide by that number.
+    # The others' sums as if there were as many images as before: a corpus score may divide by their number.
     without = (sums - statistics.per_image) * (count / (count - 1))  # (I, S)
     return count * statistics.corpus(sums) - (count - 1) * statistics.corpus(without)
 

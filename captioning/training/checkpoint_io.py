@@ -1,7 +1,7 @@
 """How checkpoints are written here: whole or not at all, also inside an epoch and when a signal ends the run.
 
-A run keeps `best.ckpt`, one file an epoch where asked, and `last.ckpt`, from which `resume=` goes on bit for bit. What a
-checkpoint says of files is never followed: a stranger's would name any file of the user's.
+A run keeps `best.ckpt`, where asked one file an epoch, and `last.ckpt`, from which `resume=` goes on bit for
+bit. What a checkpoint says of files is never followed: a stranger's would name any file of the user's.
 """
 
 import errno

@@ -25,7 +25,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def describe_commit(checkout: Path) -> dict[str, Any]:
-    """Return the commit of a checkout, and whether its files differ from it; None each where there is no git."""
+    """Return a checkout's commit, and whether its files differ from it; None each where there is no git."""
     commit = status = None
     if (checkout / ".git").exists():  # an installed package may lie in a checkout of the user's
         commit = _git(checkout, "rev-parse", "HEAD")

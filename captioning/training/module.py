@@ -232,7 +232,7 @@ class CaptioningModule(LightningModule):
                 "optimizer.fused=false, or trainer.precision=bf16-mixed"
             )
         parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
         self.log("train/grad_norm", norm)  # before it is clipped
         if gradient_clip_val and not scaled and gradient_clip_algorithm in (None, "norm"):
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)

@@ -1,4 +1,4 @@
-"""What every logger gets beside its curves: the options of the run, sample captions, and where the model looked.
+"""What every logger gets beside its curves: the run's options, sample captions, and where the model looked.
 
 TensorBoard and Weights & Biases show them in their pages; the CSV logger's stand as files in the run folder.
 """
