@@ -30,13 +30,22 @@ def test_help_lists_only_the_groups_that_a_command_takes() -> None:
 
 
 @pytest.mark.parametrize(
-    "group", [path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"]
+    "group",
+    [
+        *(path.name for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"),
+        *("hydra/sweeper", "hydra/launcher"),
+    ],
 )
 def test_every_option_opens_with_a_comment_and_stands_in_the_readme(group: str) -> None:
     readme = (CONF / "README.md").read_text()
     for path in (CONF / group).glob("[!_]*.yaml"):
         assert read_option(path).comment, f"{path} has no opening comment"
         assert f"- `{path.stem}`: " in readme, f"conf/README.md does not list {group}={path.stem}"
+
+
+def test_the_help_of_training_lists_what_a_sweep_takes() -> None:
+    assert "\n  optuna" in help_text("train") and "\n  submitit_slurm" in help_text("train")
+    assert "hydra/launcher" not in help_text("caption")
 
 
 def test_the_console_script_lists_commands_and_suggests(

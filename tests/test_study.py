@@ -49,7 +49,7 @@ def write_run(
     if best:
         summary = {"name": "toy", "finished": finished, "parameters": 1234, "best": best, "epochs": epochs}
         (folder / "summary.json").write_text(json.dumps(summary))
-        noise = np.random.default_rng(abs(hash(folder.name)) % 1000).normal(0, 1, images)
+        noise = np.random.default_rng(sum(map(ord, folder.name))).normal(0, 1, images)
         rows = [
             [best["epoch"], f"i{n}", "a dog", best["cider_d"] + noise[n] - noise.mean()]
             for n in range(images)
