@@ -162,3 +162,16 @@ def test_our_options_stand_for_those_of_the_plugins() -> None:
     for path in (CONF / "hydra").glob("*/*.yaml"):
         assert path.name not in stored.get(path.parent.name, {})
     assert "basic.yaml" in stored["launcher"]
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra(tmp_path: Path) -> None:
+    """An extra that is missing looks like a class that no installed plugin has."""
+    done = call(
+        "train", "-m", "hydra/launcher=joblib", "seed=0",
+        "hydra.launcher._target_=hydra_plugins.absent.AbsentLauncher", "hydra.sweep.dir=sweep", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith(
+        "error: AbsentLauncher is not installed; pip install 'captioning[sweep]'"
+    )

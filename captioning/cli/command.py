@@ -75,6 +75,11 @@ def command(
                 return run()
             except HydraException as error:
                 _exit_with(options_error(error, config_name, typed[1:]))
+            except RuntimeError as error:
+                if "Unknown plugin class" not in str(error):
+                    raise
+                name = str(error).rpartition(".")[2].strip(" '")
+                _exit_with(f"{name} is not installed; pip install 'captioning[sweep]'")
             except OSError as error:  # Hydra could not make the run folder
                 if (problem := input_error(error)) is None:
                     raise

@@ -178,7 +178,9 @@ def compare_settings(
     """Test for each metric whether two settings differ, from several runs of each on the same images."""
     runs = (*first, *second)
     return {
-        metric: settings_test(*([run.statistics[metric] for run in setting] for setting in (first, second)))
+        metric: settings_test(
+            [run.statistics[metric] for run in first], [run.statistics[metric] for run in second]
+        )
         for metric in runs[0].statistics
         if all(metric in run.statistics for run in runs)
     }

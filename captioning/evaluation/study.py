@@ -138,10 +138,10 @@ def differences_tables(settings: Sequence[Setting]) -> list[Table]:
         if name not in several or any(run.keys() != scores[best][0].keys() for run in scores[name]):
             rows.append([name, "–", "–"])
             continue
-        statistics = [
+        sides = [
             [mean_statistics([run[image] for image in images]) for run in scores[one]] for one in (name, best)
         ]
-        test = settings_test(*statistics)
+        test = settings_test(sides[0], sides[1])
         cell = f"{test.difference:+.1f} [{test.low:+.1f}, {test.high:+.1f}]"
         rows.append([name, cell, f"{min(1.0, test.p_value * pairs):.3f}"])
     note = (
