@@ -120,7 +120,7 @@ def report(
         )
         for name, texts in captions.items()
     ]
-    written = {"options": options, "details": details, "num_first": num_first}
+    written: dict[str, Any] = {"options": options, "details": details, "num_first": num_first}
     tables = write_report(Path(folder), evaluations, references, **resampling, **written)
     for table in tables:
         print_table(table)
