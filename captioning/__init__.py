@@ -18,13 +18,13 @@ The package in the order in which the data flows:
     portable        the same in one file, with the weights of its backbone; the captioner inside the package
     predictor       a checkpoint and a photograph -> a caption
     training/       config -> run: assembly, the LightningModule, callbacks, sweeps
-    evaluation/     references, scores, comparisons, baselines, attention pictures
+    evaluation/     references, scores, comparisons of captions and trainings, baselines, attention pictures
     page/           the page that `captioning app` serves
     cli/            what all commands share
     errors files    the one error for bad input; files written whole or not at all
     processes       several processes that run one command together
 
-    train extract evaluate caption export app baseline demo      the commands: python -m captioning.train
+    train extract evaluate compare caption export app baseline demo  the commands: captioning train …
 """
 
 from typing import Any

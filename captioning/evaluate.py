@@ -32,6 +32,7 @@ from captioning.evaluation import (
     References,
     caption_split,
     check_options,
+    compared_files,
     read_systems,
     score,
     write_captions,
@@ -53,8 +54,9 @@ DataOptions = Callable[[Mapping[str, Any]], dict[str, Any]] | None
 def main(config: DictConfig) -> list[Evaluation]:
     options = own_options(config, groups=("decoding", "data", "features"))
     metrics, trust = as_list(config.metrics), as_list(config.trust)
-    files, checkpoints = as_list(config.compare or config.results), as_list(config.checkpoint)
     check_options(options)
+    sides = compared_files(options["compare"]) if options["compare"] else (as_list(config.results),)
+    files, checkpoints = [file for side in sides for file in side], as_list(config.checkpoint)
     data: DataOptions = partial(data_options, config) if "data" in config else None
     frequencies = {"source": config.document_frequencies, "save_to": config.save_document_frequencies}
     details: dict[str, Any] = {}
@@ -88,7 +90,8 @@ def main(config: DictConfig) -> list[Evaluation]:
         captions = {str(config.checkpoint): {key: found.captions[key] for key in references.records}}
         milliseconds = round(found.milliseconds_per_image, 3)
         details = {"decoding": plain(config.decoding), "milliseconds_per_image": milliseconds}
-    return report(config.output_dir, captions, references, metrics, options, details)
+    num_first = len(sides[0]) if len(files) > 2 else None
+    return report(config.output_dir, captions, references, metrics, options, details, num_first)
 
 
 def report(
@@ -98,8 +101,11 @@ def report(
     metrics: Sequence[str],
     options: Mapping[str, Any],
     details: Mapping[str, Any],
+    num_first: int | None,
 ) -> list[Evaluation]:
     """Score the systems, print their tables and write everything into the run folder.
+
+    `num_first` is that of `write_report`; the page then shows the first run of each setting.
 
     Raises:
         SystemExit: with status 2, after all that, where a metric is not available.
@@ -119,9 +125,8 @@ def report(
         )
         for name, texts in captions.items()
     ]
-    tables = write_report(
-        Path(folder), evaluations, references, **resampling, options=options, details=details
-    )
+    written: dict[str, Any] = {"options": options, "details": details, "num_first": num_first}
+    tables = write_report(Path(folder), evaluations, references, **resampling, **written)
     for table in tables:
         print_table(table)
     if not references.tokens.is_english:
@@ -130,7 +135,8 @@ def report(
         log.info("CIDEr-D weighs n-grams by their frequencies in %s", references.frequencies.source)
     if options["compare"]:
         page = {"metric": options["page_metric"], "limit": options["page_images"]}
-        write_page(Path(folder), evaluations, references, tables, **page)
+        pair = [evaluations[0], evaluations[num_first or 1]]
+        write_page(Path(folder), pair, references, tables, **page)
     log.info("everything is in %s", folder)
     unavailable = {metric: why for e in evaluations for metric, why in e.unavailable.items()}
     for metric, why in unavailable.items():

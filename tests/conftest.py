@@ -178,7 +178,7 @@ def toy_overrides(toy_root: Path) -> list[str]:
     """Options that make a training run tiny, exact and quiet."""
     scenes = json.dumps(TOY_SCENES).replace('"', "")
     return [
-        f"data_root={toy_root}", f"data.reader.scenes={scenes}", "logger=csv",
+        f"data_root={toy_root}", f"data.reader.scenes={scenes}", "logger=csv", "num_samples=0",
         "trainer.precision=32", "trainer.max_epochs=1", "data.batch_size=16", "model.encoder.output_dim=8",
         "model.attention_dim=8", "model.embedding_dim=8", "model.hidden_dim=16",
     ]  # fmt: skip

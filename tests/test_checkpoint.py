@@ -601,7 +601,7 @@ class TestResuming:
         self.resume(toy_overrides, path, tmp_path / "run")
         assert precious.read_text() == "irreplaceable" and secret.read_text() == "a key"
         assert all(b"a key" not in file.read_bytes() for file in folder.iterdir())
-        assert sorted(file.name for file in folder.iterdir()) == ["best.ckpt", "epoch01.ckpt", "last.ckpt"]
+        assert sorted(file.name for file in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 @pytest.mark.parametrize("role", ["model", "extractor", "data", "tokenizer"])

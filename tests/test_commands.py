@@ -48,7 +48,7 @@ def test_training_leaves_a_run_folder_that_tells_everything(run_folder: Path) ->
 
 
 def test_training_prints_sample_captions_and_scores(toy_overrides: list[str], tmp_path: Path) -> None:
-    done = call("train", *toy_overrides, "hydra.run.dir=run", cwd=tmp_path)
+    done = call("train", *toy_overrides, "num_samples=3", "hydra.run.dir=run", cwd=tmp_path)
     assert (
         done.stdout.count("train ") >= 3 and "val/cider_d" in done.stdout and "Traceback" not in done.stderr
     )
@@ -361,6 +361,7 @@ class TestTrain:
             *toy_overrides,
             "hydra.run.dir=run",
             "trainer.max_epochs=500",
+            "keep_every_epoch=true",
         ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
@@ -378,6 +379,7 @@ class TestTrain:
             "hydra.run.dir=again",
             "resume=run",
             f"trainer.max_epochs={reached + 2}",
+            "keep_every_epoch=true",
             cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr

@@ -123,7 +123,9 @@ def test_an_experiment_sets_only_what_every_option_of_the_group_has(experiment: 
                 )
 
 
-@pytest.mark.parametrize("command", ["train", "extract", "demo", "caption", "evaluate", "export", "baseline"])
+@pytest.mark.parametrize(
+    "command", ["train", "extract", "demo", "caption", "compare", "evaluate", "export", "baseline"]
+)
 def test_every_command_composes(command: str) -> None:
     compose_config(
         command, *(("output_dir=none",) if command in ("train", "extract", "demo", "baseline") else ())

@@ -563,6 +563,43 @@ class TestCommand:
         )  # fmt: skip
         assert done.returncode == 0 and "difference" in done.stdout, done.stderr
 
+    def test_several_runs_of_two_settings_are_tested_over_seeds_and_images(
+        self, toy_root: Path, tmp_path: Path
+    ) -> None:
+        references = toy_root / "toy" / "captions_val.json"
+        content = json.loads(references.read_text())
+        texts = {a["image_id"]: a["caption"] for a in content["annotations"]}
+        for number, name in enumerate(("a0", "a1", "b0", "b1")):
+            entries = [
+                {
+                    "image_id": key,
+                    "caption": text if number < 2 and place % 4 != number else f"a blue circle {name}",
+                }
+                for place, (key, text) in enumerate(texts.items())
+            ]
+            (tmp_path / f"{name}.json").write_text(json.dumps(entries))
+        a0, a1, b0, b1 = (tmp_path / f"{name}.json" for name in ("a0", "a1", "b0", "b1"))
+        found = run(
+            configured(
+                tmp_path,
+                f"compare=[[{a0},{a1}],[{b0},{b1}]]",
+                f"references={references}",
+                "metrics=[bleu,cider_d]",
+            )
+        )
+        scores = json.loads((tmp_path / "scores.json").read_text())
+        assert len(found) == len(scores["systems"]) == 4
+        means = [sum(run.scores["cider_d"].corpus for run in side) / 2 for side in (found[:2], found[2:])]
+        for metric in ("cider_d", "bleu_1"):
+            test = scores["paired"][metric]
+            assert test["low"] < test["difference"] < test["high"] and 0 < test["p_value"] < 0.2
+        assert scores["paired"]["cider_d"]["difference"] == pytest.approx(
+            100 * (means[0] - means[1]), abs=1e-3
+        )
+        assert (tmp_path / "comparison.html").is_file()
+        header = (tmp_path / "images.csv").read_text().splitlines()[0]
+        assert "caption_1" in header and "cider_d_4" in header
+
     def test_stored_frequencies_make_the_score_of_one_image_mean_something(
         self, checkpoint: Path, toy_root: Path, tmp_path: Path
     ) -> None:
@@ -620,6 +657,7 @@ class TestCommand:
             (["results=a", "compare=[a,b]"], "results= scores one file and compare= two"),
             (["compare=[a]"], r"compare=['a'] must be a list of two files"),
             (["compare=a.json"], "compare=a.json must be a list of two files"),
+            (["compare=[[a,b],[c]]"], "or of two lists, with the files of several runs of each setting"),
             (["results=a", "page_images=null"], "page_images=None must be a whole number from 1"),
             (["results=a", "resamples=0"], "resamples=0 must be a whole number from 1"),
             (["checkpoint=a", "references=b"], "references= goes with results= or compare="),

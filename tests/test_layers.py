@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "captioning"
-COMMANDS = ("train", "extract", "evaluate", "caption", "app", "export", "baseline", "demo")
+COMMANDS = ("train", "extract", "evaluate", "compare", "caption", "app", "export", "baseline", "demo")
 BASE = ("errors", "files", "processes", "tokenizers", "vocabulary")  # layer 0
 ROOMS = ("features", "models", "metrics", "data", "decoding", "objectives")
 LIBRARY = (*BASE, *ROOMS, "checkpoint", "portable")
@@ -39,7 +39,7 @@ BORDERS = {  # third-party package: where it may be imported
     "h5py": ("features",),
     "torchvision": ("features",),
     "timm": ("features",),
-    "matplotlib": ("evaluation.visualise", "evaluation.fonts"),
+    "matplotlib": ("evaluation.visualise", "evaluation.fonts", "evaluation.curves"),
     **dict.fromkeys(("gradio", "fastapi", "starlette", "uvicorn"), ("app",)),
 }
 TORCHLESS = ("errors", "files", "tokenizers", "vocabulary", "metrics", "cli")

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from captioning.cli import command
 from captioning.cli.help import read_option
-from captioning.cli.names import NAMES, keep_names, refuse_numbers, takes_names
+from captioning.cli.names import NAMES, gather_positional, keep_names, refuse_numbers, takes_names
 from captioning.errors import InputError
 from captioning.files import CONF
 
@@ -117,3 +117,13 @@ def test_a_command_gets_what_was_typed(
     with pytest.raises(SystemExit, match="2"):
         command("caption")(main)()
     assert "image.b: found the number 202401; quote it: image.b=\"'202401'\"" in capsys.readouterr().err
+
+
+def test_folders_may_be_given_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.1,seed=0").mkdir()
+    given = ["runs/a", "output_dir=out", "lr=0.1,seed=0", "it's", "--cfg", "2024_01"]
+    *others, folders = keep_names(gather_positional(given, "folders"))
+    assert others == ["output_dir=out", "--cfg"]
+    assert arrives(folders) == ["runs/a", "lr=0.1,seed=0", "it's", "2024_01"]
+    assert gather_positional(["output_dir=out"], "folders") == ["output_dir=out"]

@@ -87,6 +87,7 @@ def exact(toy_overrides: list[str]) -> list[str]:
     return [
         *toy_overrides, "model.dropout=0.3", "scheduler=warmup_cosine", "trainer.max_epochs=2",
         "trainer.log_every_n_steps=1", "optimizer.lr=0.01", "objective=scheduled_sampling", "objective.every=1",
+        "keep_every_epoch=true",
     ]  # fmt: skip
 
 
@@ -318,7 +319,13 @@ class TestWhatOnlyShows:
         self, toy_overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         """Attention pictures, sample captions, loggers and the progress bar fail in every way at once."""
-        options = [*toy_overrides, "logger=tensorboard", "trace_shapes=true", "trainer.log_every_n_steps=1"]
+        options = [
+            *toy_overrides,
+            "logger=tensorboard",
+            "num_samples=3",
+            "trace_shapes=true",
+            "trainer.log_every_n_steps=1",
+        ]
         config = compose_config("train", *options, f"output_dir={tmp_path}")
         run = _with_broken_parts(config)
         assert run.fit() is not None
@@ -333,7 +340,9 @@ class TestWhatOnlyShows:
 
     @pytest.mark.slow
     def test_the_checkpoint_is_written_first(self, toy_overrides: list[str], tmp_path: Path) -> None:
-        run = prepare(toy_overrides, tmp_path, "trainer.max_epochs=2")
+        run = prepare(
+            toy_overrides, tmp_path, "trainer.max_epochs=2", "keep_every_epoch=true", "num_samples=3"
+        )
         there: list[list[str]] = []
         [samples] = [part for part in run.trainer.callbacks if isinstance(part, SampleCaptions)]
         folder = tmp_path / "checkpoints"
@@ -345,7 +354,13 @@ class TestWhatOnlyShows:
     def test_captions_that_are_drawn_by_chance_change_nothing(
         self, toy_overrides: list[str], tmp_path: Path
     ) -> None:
-        options = [*toy_overrides, "trainer.max_epochs=2", "model.dropout=0.3", "decoding=nucleus"]
+        options = [
+            *toy_overrides,
+            "trainer.max_epochs=2",
+            "model.dropout=0.3",
+            "decoding=nucleus",
+            "num_samples=3",
+        ]
         prepare(options, tmp_path / "with").fit()
         without = prepare(options, tmp_path / "without")
         without.trainer.callbacks[:] = [

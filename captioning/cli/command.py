@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from captioning.cli.help import help_text
 from captioning.cli.messages import input_error, options_error, refuse_fractions, refuse_missing
-from captioning.cli.names import keep_names, refuse_numbers
+from captioning.cli.names import gather_positional, keep_names, refuse_numbers
 from captioning.errors import InputError
 from captioning.files import CONF
 from captioning.processes import from_first
@@ -45,8 +47,15 @@ _IGNORED_WARNINGS = (
 )
 
 
-def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
-    """Make a function of a composed config the command that `conf/<config_name>.yaml` configures."""
+def command(
+    config_name: str, positional: str | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+    """Make a function of a composed config the command that `conf/<config_name>.yaml` configures.
+
+    Args:
+        config_name: of the command.
+        positional: the option that takes the arguments without a key; None where there are none.
+    """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], Any]:
         guarded = functools.wraps(main)(functools.partial(_guarded, main))
@@ -60,12 +69,19 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             # Hydra then raises what is wrong with the options instead of printing it in its own words.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             _new_folder.cache_clear()
+            prefer_own_options()
             typed = sys.argv
-            sys.argv = [typed[0], *keep_names(typed[1:])]
+            arguments = gather_positional(typed[1:], positional) if positional else typed[1:]
+            sys.argv = [typed[0], *keep_names(arguments)]
             try:
                 return run()
             except HydraException as error:
                 _exit_with(options_error(error, config_name, typed[1:]))
+            except RuntimeError as error:
+                if "Unknown plugin class" not in str(error):
+                    raise
+                name = str(error).rpartition(".")[2].strip(" '")
+                _exit_with(f"{name} is not installed; pip install 'captioning[sweep]'")
             except OSError as error:  # Hydra could not make the run folder
                 if (problem := input_error(error)) is None:
                     raise
@@ -80,6 +96,17 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         return entry
 
     return decorate
+
+
+def prefer_own_options() -> None:
+    """Let the options in `conf/hydra/` stand for those of the plugins that have the same names.
+
+    Hydra 1.3 merges a file with a stored config of its name, with a warning, or refuses it.
+    """
+    Plugins.instance()  # imports the plugins, which store theirs
+    stored = ConfigStore.instance().repo["hydra"]
+    for path in (CONF / "hydra").glob("*/*.yaml"):
+        stored.get(path.parent.name, {}).pop(path.name, None)
 
 
 def _guarded(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:

@@ -40,7 +40,8 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
             groups |= {group: option, **_inner_groups(group, option)}
     lines = [*root.comment, "", f"usage: captioning {config_name} [key=value …]", ""]
     lines += ["Options (key=default):", *_keys(command_keys(config_name)), ""]
-    for group, chosen in groups.items():
+    shown = {**groups, "hydra/sweeper": "basic", "hydra/launcher": "basic"} if "trainer" in groups else groups
+    for group, chosen in shown.items():
         lines += [f"{group}=…" + (f"   ({chosen})" if chosen else "   (none)")]
         for path in sorted((CONF / group).glob("[!_]*.yaml")):
             lines.append(_entry(f"  {path.stem}", _first_sentence(read_option(path).comment)))

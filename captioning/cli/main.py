@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a captioner, or a sweep of them",
     "extract": "fill the feature cache of a data set",
     "evaluate": "score a model or result files, compare two systems",
+    "compare": "put trainings side by side: means over seeds, intervals, curves",
     "caption": "caption photographs",
     "app": "a page in the browser that captions photographs",
     "export": "write a captioner as one file that needs nothing else",

@@ -8,6 +8,7 @@ would read anything but the text itself.
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -18,8 +19,8 @@ from captioning.errors import InputError
 
 _NAMES = """
     annotations checkpoint compare data_root default_root_dir dir document_frequencies features_path file
-    files image images name output output_dir path picture project references results resume root save_dir
-    save_document_frequencies scores splits start_from subdir tokens trust weights
+    files folders image images name output output_dir path picture project references results resume root
+    save_dir save_document_frequencies scores splits start_from subdir tokens trust weights
 """
 # Last parts of keys whose values name files, runs and the like; splits.train counts by the part before.
 NAMES = frozenset(_NAMES.split())
@@ -40,6 +41,24 @@ def keep_names(arguments: Sequence[str]) -> list[str]:
         the same arguments; of those that name something, the values Hydra would change are quoted.
     """
     return [_keep_name(argument) for argument in arguments]
+
+
+def gather_positional(arguments: Sequence[str], key: str) -> list[str]:
+    """Turn arguments that are no options into one option: `runs/a runs/b` into `folders=[runs/a,runs/b]`.
+
+    Args:
+        arguments: of the command line, without the command.
+        key: of the option that they are the values of.
+    """
+
+    def is_positional(argument: str) -> bool:
+        # The folder of a run may be named after its options: lr=0.1.
+        return not argument.startswith(("-", "+", "~")) and ("=" not in argument or Path(argument).exists())
+
+    values = [argument for argument in arguments if is_positional(argument)]
+    others = [argument for argument in arguments if not is_positional(argument)]
+    escaped = ("'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" for value in values)
+    return [*others, f"{key}=[{','.join(escaped)}]"] if values else others
 
 
 def refuse_numbers(options: Any) -> None:

@@ -7,6 +7,8 @@
     tables.py        the tables of one system or two
     report.py        scores.json, images.csv, tables on the terminal
     comparison.py    the HTML page of two systems' captions (comparison.html)
+    runs.py          run folders of trainings
+    study.py         trainings side by side: means over seeds, tests, curves (curves.py), a page (study.html)
     baselines.py     captions without a caption model
     visualise.py     figures of attention
     fonts.py         a font that has a caption's characters
@@ -20,11 +22,12 @@ from captioning.evaluation.baselines import most_frequent, nearest_neighbour
 from captioning.evaluation.caption_file import CaptionFile
 from captioning.evaluation.captions import SplitCaptions, caption_split, write_captions
 from captioning.evaluation.comparison import write_page
-from captioning.evaluation.options import check_options
+from captioning.evaluation.options import check_options, compared_files
 from captioning.evaluation.references import References
-from captioning.evaluation.report import write_report
+from captioning.evaluation.report import print_table, write_report
 from captioning.evaluation.results import read_results, read_systems, results_json
 from captioning.evaluation.scoring import Evaluation, compare, score
+from captioning.evaluation.study import write_study
 from captioning.evaluation.visualise import attention_figure, close, grid_margin, picture_paths, save
 
 __all__ = [
@@ -37,10 +40,12 @@ __all__ = [
     "check_options",
     "close",
     "compare",
+    "compared_files",
     "grid_margin",
     "most_frequent",
     "nearest_neighbour",
     "picture_paths",
+    "print_table",
     "read_results",
     "read_systems",
     "results_json",
@@ -49,4 +54,5 @@ __all__ = [
     "write_captions",
     "write_page",
     "write_report",
+    "write_study",
 ]

@@ -141,14 +141,15 @@ def render_page(
         "data": escape(data),
         "metric": escape(metric),
         "share": share,
-        "tables": _table_html(tables[0]),
-        "details": "\n".join(map(_table_html, tables[1:])),
+        "tables": table_html(tables[0]),
+        "details": "\n".join(map(table_html, tables[1:])),
         "rows": "\n".join(_row_html(example, names) for example in examples),
     }
     return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(values)
 
 
-def _table_html(table: Table) -> str:
+def table_html(table: Table) -> str:
+    """Return a table as HTML, its note below it."""
     head = "".join(f'<th scope="col">{escape(heading)}</th>' for heading in table.headings)
     body = "\n".join(
         f'<tr><th scope="row">{escape(row[0])}</th>'
@@ -157,9 +158,9 @@ def _table_html(table: Table) -> str:
         for row in table.rows
     )
     caption = f"<caption>{escape(table.title)}</caption>"
-    return (
-        f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    rows = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="wide"><table>{caption}{rows}</table></div>{note}'
 
 
 def _row_html(example: Example, names: Sequence[str]) -> str:

@@ -7,6 +7,23 @@ from captioning.errors import InputError
 from captioning.evaluation.scoring import check_metrics
 
 
+def compared_files(compare: Any) -> tuple[list[str], list[str]]:
+    """Return the result files of the two systems or settings that `compare=` names.
+
+    Raises:
+        InputError: it names something else than two files, or two lists of several files.
+    """
+    pair = [] if isinstance(compare, str) else list(compare)
+    lists = [list(side) if isinstance(side, list | tuple) else [side] for side in pair]
+    counts = [len(side) for side in lists]
+    if len(pair) != 2 or not all(side and all(side) for side in lists) or (1 in counts and max(counts) > 1):
+        raise InputError(
+            f"compare={compare} must be a list of two files: compare=[a.json,b.json]; or of two lists, with "
+            "the files of several runs of each setting: compare=[[a0.json,a1.json],[b0.json,b1.json]]"
+        )
+    return lists[0], lists[1]
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """Refuse options of `conf/evaluate.yaml`, as plain values, that do not go together.
 
@@ -18,9 +35,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise InputError("results= scores one file and compare= two; give one of them")
     if not (results or compare or options["checkpoint"]):
         raise InputError("nothing to evaluate: give checkpoint=…, results=a.json or compare=[a.json,b.json]")
-    pair = [] if isinstance(compare, str) else list(compare or [])
-    if compare and (len(pair) != 2 or not all(pair)):
-        raise InputError(f"compare={compare} must be a list of two files: compare=[a.json,b.json]")
+    if compare:
+        compared_files(compare)
     if options["references"] and not (results or compare):
         raise InputError(
             "references= goes with results= or compare=; a checkpoint brings its own, or give data="

@@ -11,8 +11,15 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from captioning.evaluation.references import References
-from captioning.evaluation.scoring import Evaluation, compare, percent, to_json
-from captioning.evaluation.tables import Table, diversity_table, images_csv, length_table, score_table
+from captioning.evaluation.scoring import Evaluation, compare, compare_settings, percent, to_json
+from captioning.evaluation.tables import (
+    Table,
+    diversity_table,
+    images_csv,
+    length_table,
+    score_table,
+    settings_score_table,
+)
 from captioning.files import write_text
 
 
@@ -21,6 +28,7 @@ def write_report(
     evaluations: Sequence[Evaluation],
     references: References,
     *,
+    num_first: int | None = None,
     seed: int = 0,
     resamples: int = 1000,
     options: Mapping[str, Any] | None = None,
@@ -32,6 +40,8 @@ def write_report(
         folder: where they go.
         evaluations: of one system, or of two on the same images, which are then tested for a difference.
         references: what the captions were scored against.
+        num_first: how many evaluations are runs of a first setting; the others are of a second. None where
+            each is a system of its own.
         seed: of the test.
         resamples: of the test.
         options: of the command, to be kept in `scores.json`.
@@ -40,7 +50,12 @@ def write_report(
     Returns:
         the tables of the report, scores first.
     """
-    paired = compare(*evaluations, seed=seed, resamples=resamples) if len(evaluations) == 2 else {}
+    settings = evaluations[:num_first], evaluations[num_first:]
+    paired: Mapping[str, Any] = {}
+    if num_first:
+        paired = compare_settings(*settings)
+    elif len(evaluations) == 2:
+        paired = compare(*evaluations, seed=seed, resamples=resamples)
     content = {
         "references": references.name,
         "num_images": len(references.records),
@@ -48,26 +63,29 @@ def write_report(
         "tokens": str(references.tokens),
         "document_frequencies": references.frequencies.source if references.frequencies else None,
         "systems": [{"name": evaluation.name, **to_json(evaluation)} for evaluation in evaluations],
-        "paired": {
-            metric: {"difference": percent(test.difference), "p_value": round(test.p_value, 6)}
-            for metric, test in paired.items()
-            if not math.isnan(test.p_value)
-        },
+        "paired": {metric: _test(test) for metric, test in paired.items() if not math.isnan(test.p_value)},
         "options": dict(options or {}),
         **(details or {}),
     }
     text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
     write_text(Path(folder) / "images.csv", images_csv(evaluations))
     write_text(Path(folder) / "scores.json", f"{text}\n")
-    tables = [score_table(evaluations, paired), diversity_table(evaluations)]
+    scores = settings_score_table(*settings, paired) if num_first else score_table(evaluations, paired)
+    tables = [scores, diversity_table(evaluations)]
     if evaluations[0].lengths:  # none where no metric could be computed
         tables.append(length_table(evaluations))
     return tables
 
 
+def _test(test: Any) -> dict[str, Any]:
+    scores = {name: percent(value) for name, value in test._asdict().items() if name != "p_value"}
+    return {**scores, "p_value": round(test.p_value, 6)}
+
+
 def print_table(table: Table) -> None:
     """Print a table on standard output; called by commands only."""
-    printed = RichTable(title=Text(table.title), title_justify="left")
+    note = Text(table.note) if table.note else None
+    printed = RichTable(title=Text(table.title), title_justify="left", caption=note, caption_justify="left")
     for place, heading in enumerate(table.headings):
         printed.add_column(Text(heading), justify="right" if place else "left")
     for row in table.rows:

@@ -1,8 +1,9 @@
 """Scores of one system's captions with confidence intervals, and tests of whether two systems differ.
 
 Scores are fractions, as in `captioning.metrics`; `to_json` and the tables multiply them by 100, as papers do.
-Everything keeps the order of the captions' images. Intervals and tests resample images, see
-`captioning.metrics.statistics`; they tell nothing about other training seeds.
+Everything keeps the order of the captions' images. Intervals, and tests of two systems, resample images, see
+`captioning.metrics.statistics`; they tell nothing about other training seeds. Tests of two settings with
+several runs each do, see `captioning.metrics.seeds`.
 """
 
 import math
@@ -15,6 +16,7 @@ from captioning.errors import InputError
 from captioning.metrics import METRICS, PENN_TREEBANK, DocumentFrequencies, Score, ScoredTokens, score_all
 from captioning.metrics.bleu import NUM_ORDERS, count_bleu
 from captioning.metrics.diversity import Bucket, Diversity, by_length, measure
+from captioning.metrics.seeds import SettingsDifference, settings_test
 from captioning.metrics.statistics import (
     Difference,
     Interval,
@@ -183,6 +185,20 @@ def compare(
         metric: randomization_test(sums, second.statistics[metric], np.random.default_rng(seed), resamples)
         for metric, sums in first.statistics.items()
         if metric in second.statistics
+    }
+
+
+def compare_settings(
+    first: Sequence[Evaluation], second: Sequence[Evaluation]
+) -> dict[str, SettingsDifference]:
+    """Test for each metric whether two settings differ, from several runs of each on the same images."""
+    runs = (*first, *second)
+    return {
+        metric: settings_test(
+            [run.statistics[metric] for run in first], [run.statistics[metric] for run in second]
+        )
+        for metric in runs[0].statistics
+        if all(metric in run.statistics for run in runs)
     }
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from captioning.evaluation.scoring import Evaluation, percent
 from captioning.metrics import Score
+from captioning.metrics.seeds import SettingsDifference, mean_interval
 from captioning.metrics.statistics import Difference, Interval
 
 _DIVERSITY = {  # field of `Diversity`: name and format of its row
@@ -24,11 +25,12 @@ _DIVERSITY = {  # field of `Diversity`: name and format of its row
 
 
 class Table(NamedTuple):
-    """A table of text; the first column holds the names of the rows."""
+    """A table of text; the first column holds the names of the rows. `note` says what its numbers mean."""
 
     title: str
     headings: list[str]
     rows: list[list[str]]
+    note: str = ""
 
 
 def score_table(evaluations: Sequence[Evaluation], paired: Mapping[str, Difference]) -> Table:
@@ -43,9 +45,32 @@ def score_table(evaluations: Sequence[Evaluation], paired: Mapping[str, Differen
         headings += ["difference", "p"]
         for row in rows:
             row += _difference_cells(paired.get(row[0]))
+    what = "[95 % interval]" if len(evaluations) == 1 else "[95 % interval] and p"
+    note = f"{what}: over other images like these; other training seeds are not covered."
     tokens = evaluations[0].tokens
     over = "" if tokens.is_english else f" over {tokens}"
-    return Table(f"scores × 100{over} [95 % interval]", headings, rows)
+    return Table(f"scores × 100{over} [95 % interval]", headings, rows, note)
+
+
+def settings_score_table(
+    first: Sequence[Evaluation], second: Sequence[Evaluation], tests: Mapping[str, SettingsDifference]
+) -> Table:
+    """Tabulate the mean scores of several runs of two settings, their difference and its p-value."""
+    rows = []
+    for metric, test in tests.items():
+        cells = []
+        for runs in (first, second):
+            interval = mean_interval([100 * run.scores[metric].corpus for run in runs])
+            assert interval is not None
+            cells.append(f"{interval.score:.1f} ± {interval.high - interval.score:.1f}")
+        span = f"{100 * test.difference:+.1f} [{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
+        rows.append([metric, *cells, span, f"{test.p_value:.3f}"])
+    headings = [f"{runs[0].name} … ({len(runs)} runs)" for runs in (first, second)]
+    note = (
+        "Mean ± half its 95 % t interval: over other seeds, on these images. Difference [95 % interval] and "
+        "p: over other seeds and other images together."
+    )
+    return Table("scores × 100", ["metric", *headings, "difference", "p"], rows, note)
 
 
 def _score_cell(score: Score | None, interval: Interval | None) -> str:
@@ -97,7 +122,9 @@ def _counted(evaluation: Evaluation) -> str:
 
 def images_csv(evaluations: Sequence[Evaluation]) -> str:
     """Format one line per image: its id, then each system's caption, number of words and scores times 100."""
-    suffixes = [""] if len(evaluations) == 1 else ["_first", "_second"]
+    suffixes = {1: [""], 2: ["_first", "_second"]}.get(
+        len(evaluations), [f"_{number}" for number in range(1, len(evaluations) + 1)]
+    )
     columns: dict[str, list[object]] = {"image_id": list(evaluations[0].captions)}
     for suffix, evaluation in zip(suffixes, evaluations, strict=True):
         columns[f"caption{suffix}"] = list(evaluation.captions.values())

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from hydra.utils import get_class, instantiate
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from omegaconf import DictConfig, OmegaConf
 
 from captioning import checkpoint
@@ -64,6 +64,7 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
             module.model.init_output_bias(data.captions("train").word_counts())
     return Run(
         name=config.name,
+        seed=config.seed,
         folder=Path(config.output_dir),
         module=module,
         data=data,
@@ -166,7 +167,7 @@ def build_trainer(config: DictConfig) -> Trainer:
     if config.trace_shapes:
         callbacks.append(TraceShapes())
     for callback in callbacks:
-        if isinstance(callback, (ProgressBar, SampleCaptions, TraceShapes)):
+        if isinstance(callback, (LearningRateMonitor, ProgressBar, SampleCaptions, TraceShapes)):
             tolerate(callback, HOOKS)
     loggers = list(instantiate(config.logger).values())
     for logger in loggers:

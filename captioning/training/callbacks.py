@@ -4,19 +4,21 @@ Nothing that only shows ends a training or changes it: see `tolerate`.
 """
 
 import functools
+import io
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
 from torch import nn
 
 from captioning.data import Annotated, Batch, CaptionDataModule, ImageDataset
 from captioning.decoding import Decoded
 from captioning.features import read_image
 from captioning.training.module import CaptioningModule
+from captioning.training.samples import Sample, log_samples
 
 log = logging.getLogger(__name__)
 
@@ -55,10 +57,10 @@ def tolerate(part: Any, methods: Iterable[str]) -> None:
 
 
 class SampleCaptions(Callback):
-    """Captions a few images after every epoch, once its checkpoint is written; pictures go to TensorBoard.
+    """Captions a few images after every epoch, once its checkpoint is written; every logger gets them.
 
     Args:
-        num_images: how many of each split.
+        num_images: how many of each split; 0 for none.
         draw: draws a picture's attention, called as `captioning.evaluation.attention_figure`.
     """
 
@@ -82,7 +84,12 @@ class SampleCaptions(Callback):
         """Log the captions of both splits."""
         epoch, self._epoch = self._epoch, None
         data = getattr(trainer, "datamodule", None)
-        if epoch is None or not trainer.is_global_zero or not isinstance(data, CaptionDataModule):
+        if (
+            epoch is None
+            or not self.num_images
+            or not trainer.is_global_zero
+            or not isinstance(data, CaptionDataModule)
+        ):
             return
         assert isinstance(pl_module, CaptioningModule)
         devices = [pl_module.device] if pl_module.device.type == "cuda" else []
@@ -97,6 +104,7 @@ class SampleCaptions(Callback):
     def _caption(
         self, trainer: Trainer, pl_module: CaptioningModule, data: CaptionDataModule, epoch: int
     ) -> None:
+        samples = []
         for split in ("train", "val"):
             images = data.images(split)
             count = min(self.num_images, len(images))
@@ -105,34 +113,35 @@ class SampleCaptions(Callback):
             for position, row in enumerate(rows):
                 record = images.records[row]
                 ids = decoded.tokens[position].tolist()
-                words = pl_module.vocabulary.pieces(ids)
-                log.info("  %s %s: %s", split, record.image_id, pl_module.vocabulary.decode(ids))
-                loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-                if not loggers or not words or decoded.attention is None:
-                    continue
-                try:
-                    figure = self._draw(images, record, words, decoded, position)
-                    for logger in loggers:
-                        logger.experiment.add_figure(f"{split}/{record.image_id}", figure, epoch)
-                    figure.clear()
-                except Exception as error:  # one line; the next picture may be drawn
-                    if not self._warned:
-                        log.warning("no attention picture of %s in the log: %s", record.path, error)
-                    self._warned = True
+                text = pl_module.vocabulary.decode(ids)
+                log.info("  %s %s: %s", split, record.image_id, text)
+                picture = self._draw(images, record, pl_module.vocabulary.pieces(ids), decoded, position)
+                samples.append(Sample(split, record.image_id, text, picture))
+        log_samples(trainer.loggers, samples, epoch=epoch)
 
     def _draw(
         self, images: ImageDataset, record: Annotated, words: list[str], decoded: Decoded, position: int
-    ) -> Any:
-        """Draw where the model looked."""
-        assert decoded.attention is not None
-        return self.draw(
-            read_image(record.path),
-            words,
-            decoded.attention[position, : len(words)].float().cpu().numpy(),
-            boxes=images.cache.boxes(record.image_id) if images.cache.has_boxes else None,
-            grid=images.cache.grid,
-            image_size=images.cache.provenance.get("image_size"),
-        )
+    ) -> Image.Image | None:
+        """Draw where the model looked; None where there is no attention, or no photograph."""
+        if not words or decoded.attention is None:
+            return None
+        try:
+            figure = self.draw(
+                read_image(record.path),
+                words,
+                decoded.attention[position, : len(words)].float().cpu().numpy(),
+                boxes=images.cache.boxes(record.image_id) if images.cache.has_boxes else None,
+                grid=images.cache.grid,
+                image_size=images.cache.provenance.get("image_size"),
+            )
+            figure.savefig(file := io.BytesIO(), format="jpeg", dpi=80)
+            figure.clear()
+            return Image.open(file)
+        except Exception as error:  # one line; the next picture may be drawn
+            if not self._warned:
+                log.warning("no attention picture of %s in the log: %s", record.path, error)
+            self._warned = True
+            return None
 
 
 class TraceShapes(Callback):

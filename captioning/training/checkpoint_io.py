@@ -1,7 +1,7 @@
 """How checkpoints are written here: whole or not at all, also inside an epoch and when a signal ends the run.
 
-A run keeps `best.ckpt`, one file an epoch, and `last.ckpt`, from which `resume=` goes on bit for bit. What a
-checkpoint says of files is never followed: a stranger's would name any file of the user's.
+A run keeps `best.ckpt`, where asked one file an epoch, and `last.ckpt`, from which `resume=` goes on bit for
+bit. What a checkpoint says of files is never followed: a stranger's would name any file of the user's.
 """
 
 import errno
@@ -103,7 +103,18 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class EpochCheckpoint(ModelCheckpoint):
-    """Keeps every epoch, and the last one as `last.ckpt`; a resumed run does so from then on."""
+    """Keeps the last epoch as `last.ckpt`, and every epoch where asked; a resumed run does so from then on.
+
+    Args:
+        keep_all: whether every epoch has a file of its own.
+        filename: of these files.
+        options: of Lightning's callback.
+    """
+
+    def __init__(self, *, keep_all: bool, filename: str, **options: Any) -> None:
+        # Lightning writes the last one beside others only; alone it is the newest of one name.
+        name = filename if keep_all else Path(checkpoints.LAST).stem
+        super().__init__(filename=name, save_top_k=-1 if keep_all else 1, save_last=keep_all, **options)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Do nothing: no epoch's file depends on those before."""

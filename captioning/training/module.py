@@ -74,6 +74,7 @@ class CaptioningModule(LightningModule):
         self._num_words = 0  # that the sums are over
         self._random_state: dict[str, Any] | None = None  # before a validation that is under way
         self.history: list[dict[str, float]] = []
+        self.scored_captions: list[tuple[str, str, float]] = []  # of the last validation, with CIDEr-D
         self.has_begun = False  # everything is built and restored, and has trained on a batch
 
     def setup(self, stage: str) -> None:
@@ -158,6 +159,8 @@ class CaptioningModule(LightningModule):
             scores = score_all(("bleu", "cider_d"), found.candidates, found.references, tokens=self.tokens)
             self.log("val/bleu_4", 100 * scores["bleu_4"].corpus)
             self.log("val/cider_d", 100 * scores["cider_d"].corpus, prog_bar=True)
+            captions, values = found.candidates.items(), scores["cider_d"].per_image
+            self.scored_captions = [(*pair, value) for pair, value in zip(captions, values, strict=True)]
             self._log_attention(found.attention)
         self._record_history()
 
@@ -239,7 +242,7 @@ class CaptioningModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip gradients, also those of a fused optimizer.
+        """Log the norm of the gradients and clip them, also those of a fused optimizer.
 
         Raises:
             InputError: a fused optimizer under float16.
@@ -247,15 +250,18 @@ class CaptioningModule(LightningModule):
         # Lightning refuses fused optimizers with every mixed precision. Its reason is the scaling of the
         # loss, which float16 has and bfloat16 has not.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if gradient_clip_val and not scaled and gradient_clip_algorithm in (None, "norm"):
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-            return
         if scaled and getattr(optimizer, "defaults", {}).get("fused"):
             raise InputError(
                 "trainer.precision=16-mixed can't clip the gradients of a fused optimizer; set "
                 "optimizer.fused=false, or trainer.precision=bf16-mixed"
             )
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        parameters = [parameter for parameter in self.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])  # type: ignore[misc]
+        self.log("train/grad_norm", norm)  # before it is clipped
+        if gradient_clip_val and not scaled and gradient_clip_algorithm in (None, "norm"):
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.has_begun = True

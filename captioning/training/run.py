@@ -1,5 +1,7 @@
 """A training run: its parts, its folder, and what it leaves there beside the checkpoints."""
 
+import csv
+import io
 import itertools
 import json
 import logging
@@ -7,14 +9,16 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from captioning.checkpoint import LAST
 from captioning.data import CaptionDataModule
 from captioning.errors import InputError
 from captioning.files import PARTIAL, write_text
 from captioning.training.checkpoint_io import copy_checkpoint
+from captioning.training.environment import describe_environment
 from captioning.training.module import CaptioningModule
+from captioning.training.samples import log_options
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +27,7 @@ class Run(NamedTuple):
     """Everything one training needs; `resume` is the checkpoint to go on from, if any."""
 
     name: str
+    seed: int
     folder: Path
     module: CaptioningModule
     data: CaptionDataModule
@@ -41,10 +46,14 @@ class Run(NamedTuple):
         kept, metrics = None, self.folder / "metrics.csv"
         if self.trainer.is_global_zero:
             self.write_caption_ids()
+            write_text(self.folder / "environment.json", json.dumps(describe_environment(), indent=1) + "\n")
             kept = self._prepare_folder(metrics)
+            self.trainer.callbacks.insert(0, _WriteSummary(self))  # type: ignore[attr-defined]
+            # Only now: a CSV logger that is used deletes the metrics in its folder.
+            log_options(self.trainer.loggers, {"name": self.name, "seed": self.seed, **self.module.metadata})
         self._fit()
         if self.trainer.is_global_zero:
-            self.write_summary()
+            self.write_summary(finished=True)
             if kept and not metrics.exists():  # there was nothing left to train
                 kept.rename(metrics)
         best: Any = self.trainer.checkpoint_callback
@@ -105,16 +114,39 @@ class Run(NamedTuple):
         if any(ids.values()):
             write_text(self.folder / "caption_ids.json", json.dumps(ids) + "\n")
 
-    def write_summary(self) -> None:
-        """Write `summary.json`: every epoch's validation, and the one of the best CIDEr-D."""
+    def write_summary(self, *, finished: bool) -> None:
+        """Write `summary.json`: every epoch's validation, and the one of the best CIDEr-D.
+
+        If that is the last one so far, `validation.csv` is written too: its captions with their CIDEr-D.
+        """
         history = self.module.history
         scored = [epoch for epoch in history if "cider_d" in epoch]
         best = max(scored, key=lambda epoch: epoch["cider_d"], default=None)
         summary = {
             "name": self.name,
+            "finished": finished,
             "parameters": self.num_parameters,
             "scored": str(self.module.tokens),
             "best": best,
             "epochs": history,
         }
         write_text(self.folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+        if best and best is history[-1] and self.module.scored_captions:
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerow(["epoch", "image_id", "caption", "cider_d"])
+            writer.writerows(
+                [int(best["epoch"]), image_id, caption, round(100 * score, 4)]
+                for image_id, caption, score in self.module.scored_captions
+            )
+            write_text(self.folder / "validation.csv", text.getvalue())
+
+
+class _WriteSummary(Callback):
+    """Writes the summary after every epoch, so that a run that is killed can be compared."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.run.write_summary(finished=False)
