@@ -57,6 +57,8 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
         )
         if report:
             report.log(config.features.path)
+        # Extraction draws random numbers; without this a run would depend on whether features were there.
+        seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config, words=start["captioning"]["words"] if start else None)
     module = build_module(config, data)
     if start:  # also to resume, where Lightning would load the weights itself but not say what is wrong
