@@ -55,6 +55,19 @@ def test_two_and_two_epochs_equal_four_bit_for_bit(toy_overrides: list[str], tmp
     assert all(torch.equal(states[0][k]["exp_avg"], states[1][k]["exp_avg"]) for k in states[0])
 
 
+def test_a_run_is_the_same_whether_its_features_were_there_or_not(
+    toy_overrides: list[str], tmp_path: Path
+) -> None:
+    options = [*toy_overrides, f"data_root={tmp_path}", "prepare=true", "features.run.num_workers=0"]
+    for name in ("extracting", "extracted"):
+        run(options, tmp_path / name)
+    one, other = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("extracting", "extracted")
+    )
+    assert all(torch.equal(weights, other[name]) for name, weights in one.items())
+
+
 def test_there_are_a_best_and_a_last_checkpoint(trained: Path) -> None:
     assert {path.name for path in (trained / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
 

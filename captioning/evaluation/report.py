@@ -51,11 +51,7 @@ def write_report(
         the tables of the report, scores first.
     """
     settings = evaluations[:num_first], evaluations[num_first:]
-    paired: Mapping[str, Any] = {}
-    if num_first:
-        paired = compare_settings(*settings)
-    elif len(evaluations) == 2:
-        paired = compare(*evaluations, seed=seed, resamples=resamples)
+    paired = _tested(*settings, seed, resamples) if num_first or len(evaluations) == 2 else {}
     content = {
         "references": references.name,
         "num_images": len(references.records),
@@ -75,6 +71,13 @@ def write_report(
     if evaluations[0].lengths:  # none where no metric could be computed
         tables.append(length_table(evaluations))
     return tables
+
+
+def _tested(
+    first: Sequence[Evaluation], second: Sequence[Evaluation], seed: int, resamples: int
+) -> Mapping[str, Any]:
+    """Test several runs of two settings, or two systems where there is one list of two, by metric."""
+    return compare_settings(first, second) if second else compare(*first, seed=seed, resamples=resamples)
 
 
 def _test(test: Any) -> dict[str, Any]:
