@@ -50,7 +50,7 @@ def write_report(
     Returns:
         the tables of the report, scores first.
     """
-    settings = evaluations[:num_first], evaluations[num_first:]
+    settings = evaluations[:num_first], evaluations[num_first:] if num_first else []
     paired = _tested(*settings, seed, resamples) if num_first or len(evaluations) == 2 else {}
     content = {
         "references": references.name,
