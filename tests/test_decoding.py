@@ -1,6 +1,7 @@
 """Laws of decoding, on models whose distribution is known and on every family."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 from captioning.decoding import (
     Decoded,
     Ensemble,
+    Forbidden,
+    MinimumLength,
+    NoRepeatedNgram,
     alternatives,
     beam_search,
     greedy,
@@ -302,3 +306,39 @@ def test_an_ensemble_keeps_nothing_between_steps() -> None:
     ensemble.step(words + 3, first.state, memory)
     assert torch.equal(ensemble.head(first.hidden), expected)
     assert expected.exp().sum(-1).tolist() == pytest.approx([1, 1], abs=1e-5)
+
+
+LIKELY_UNKNOWN = [0.0, 0.0, 0.1, 0.6, 0.2, 0.1]
+
+
+def test_what_a_rule_forbids_is_neither_chosen_nor_drawn_and_log_probabilities_stay_the_models() -> None:
+    rules = [Forbidden(ids=[UNKNOWN])]
+    assert greedy(Fixed(LIKELY_UNKNOWN), IMAGES[:1], max_words=1).tokens.tolist() == [[UNKNOWN]]
+    chosen = greedy(Fixed(LIKELY_UNKNOWN), IMAGES[:1], max_words=1, rules=rules)
+    assert chosen.tokens.tolist() == [[4]] and chosen.log_probs.exp().item() == pytest.approx(0.2)
+    drawn = sample(Fixed(LIKELY_UNKNOWN), IMAGES[:2000], max_words=1, rules=rules, num_samples=2)
+    shares = torch.bincount(drawn.tokens[:, 0], minlength=6) / 2000
+    torch.testing.assert_close(shares, torch.tensor([0, 0, 0.25, 0, 0.5, 0.25]), atol=0.05, rtol=0)
+    assert drawn.log_probs.exp().amax().item() == pytest.approx(0.2)
+
+
+def test_a_rule_sees_the_words_before() -> None:
+    decoded = greedy(
+        Fixed([0, 0, 0.1, 0, 0.5, 0.4]), IMAGES[:2], max_words=9, rules=[NoRepeatedNgram(size=1)]
+    )
+    assert decoded.tokens.tolist() == [[4, 5, END]] * 2
+
+
+def test_a_caption_ends_where_the_rules_leave_no_word() -> None:
+    rules = [MinimumLength(words=3), NoRepeatedNgram(size=1)]
+    for decode in (greedy, sample):
+        assert (
+            decode(Fixed([0, 0, 0.5, 0, 0.5]), IMAGES[:2], max_words=9, rules=rules).tokens.tolist()
+            == [[4, END]] * 2
+        )
+
+
+@pytest.mark.parametrize("decode", [greedy, sample])
+def test_a_minimum_length_needs_room(decode: Callable[..., Decoded]) -> None:
+    with pytest.raises(InputError, match="decoding.max_words=3, the end counted, has no room"):
+        decode(Fixed(KNOWN), IMAGES[:1], max_words=3, rules=[MinimumLength(words=3)])
