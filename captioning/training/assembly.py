@@ -21,6 +21,7 @@ from captioning.decoding import Decoded, words_to_ids
 from captioning.errors import InputError
 from captioning.features import check_provenance, extract_missing
 from captioning.features.weights import is_file_name
+from captioning.models import fit_standardization
 from captioning.objectives import Objective
 from captioning.training.callbacks import HOOKS, LOGGING, SampleCaptions, TraceShapes, tolerate
 from captioning.training.checkpoint_io import AtomicCheckpointIO
@@ -65,6 +66,7 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
     else:
         if module.objective.needs_trained_model:
             log.warning("this objective learns next to nothing from random weights; give start_from=<run>")
+        fit_standardization(module.model, data.feature_statistics)
         if config.init_output_bias:
             module.model.init_output_bias(data.captions("train").word_counts())
     return Run(
