@@ -144,6 +144,8 @@ def build_decoder(decoding: DictConfig, vocabulary: Vocabulary) -> Callable[...,
 def build_trainer(config: DictConfig) -> Trainer:
     """Build the trainer with its loggers and callbacks."""
     callbacks = list(instantiate(config.trainer.callbacks))
+    if averaging := instantiate(config.averaging):  # averaging=none is {}
+        callbacks.append(averaging)
     if config.trace_shapes:
         callbacks.append(TraceShapes())
     for callback in callbacks:
