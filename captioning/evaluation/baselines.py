@@ -12,7 +12,7 @@ import numpy as np
 from captioning.data.dataset import Batch
 from captioning.data.records import Annotated
 from captioning.errors import InputError
-from captioning.metrics import score_agreement
+from captioning.metrics import DocumentFrequencies, score_agreement
 from captioning.models.encoder import masked_mean
 from captioning.vocabulary import tokenize
 
@@ -48,8 +48,9 @@ def nearest_neighbour(
 ) -> list[str]:
     """Give every image a caption of its nearest training images, by cosine similarity of global features.
 
-    Of the neighbours' captions it is the one with the highest mean CIDEr-D against the others (Devlin et al.
-    2015, "Exploring nearest neighbor approaches for image captioning").
+    Of the neighbours' captions it is the one with the highest mean CIDEr-D against the others, with document
+    frequencies of the training captions (Devlin et al. 2015, "Exploring nearest neighbor approaches for image
+    captioning").
 
     Args:
         training: images with their captions.
@@ -66,17 +67,16 @@ def nearest_neighbour(
             "training images"
         )
     known, captions = _normalise(training_features), []
+    documents = [[tokenize(text) for text in record.captions] for record in training]
+    frequencies = DocumentFrequencies.of(documents, source="training captions")
     for start in range(0, len(features), _BLOCK):
         similarity = _normalise(features[start : start + _BLOCK]) @ known.T  # (block, training images)
         for row in similarity:
             nearest = np.argsort(-row, kind="stable")[:neighbours]
-            captions.append(_consensus([text for place in nearest for text in training[place].captions]))
+            candidates = [words for place in nearest for words in documents[place]]
+            best = int(np.argmax(score_agreement([candidates], frequencies)[0]))
+            captions.append(" ".join(candidates[best]))
     return captions
-
-
-def _consensus(captions: Sequence[str]) -> str:
-    words = [tokenize(text) for text in captions]
-    return " ".join(words[int(np.argmax(score_agreement([words])[0]))])
 
 
 def _normalise(features: np.ndarray) -> np.ndarray:
