@@ -637,3 +637,27 @@ def test_what_is_logged_has_no_gradient_and_leaves_out_the_loss(ragged: Batch) -
         terms = objective(build("gru_attention").train(), ragged)
         assert terms.loss.requires_grad and "loss" not in terms.logged
         assert not any(value.requires_grad for value in terms.logged.values())
+
+
+@pytest.mark.parametrize("name", ["doubly_stochastic", "reinforce"])
+def test_all_terms_of_a_loss_are_divided_alike(name: str, ragged: Batch) -> None:
+    losses = {}
+    for normalisation in ("per_token", "per_caption"):
+        objective, model = {
+            "doubly_stochastic": lambda kind: (
+                DoublyStochastic(
+                    weight=2.0, target="one", cross_entropy=CrossEntropy(normalisation=kind)
+                ),
+                build("show_attend_tell"),
+            ),
+            "reinforce": lambda kind: (
+                Reinforce(
+                    reward_weight=1.0, entropy_weight=0.5, reward="own", baseline="expected", normalisation=kind
+                ),
+                build("show_attend_tell_hard").train(),
+            ),
+        }[name](normalisation)  # fmt: skip
+        torch.manual_seed(0)
+        terms = objective(model, ragged)
+        losses[normalisation] = terms.loss.item()
+    assert losses["per_token"] * terms.num_words == pytest.approx(losses["per_caption"] * 4, rel=1e-5)

@@ -44,9 +44,12 @@ class CrossEntropy(Objective):
         if self.label_smoothing:
             loss = (1 - self.label_smoothing) * nll - self.label_smoothing * log_probs.mean(-1).mean()
         num_words = real.sum()
-        if self.normalisation == "per_caption":
-            loss = loss * num_words / len(real)
+        loss = self.normalise(loss * num_words, num_words, len(real))
         return Terms(loss, num_words, {"nll": nll.detach()})
+
+    def normalise(self, total: Tensor, num_words: Tensor, num_captions: int) -> Tensor:
+        """Divide a sum over captions as this loss is divided, so that the two can be added."""
+        return total / (num_words if self.normalisation == "per_token" else num_captions)
 
 
 def score_words(model: CaptionModel, batch: Batch, output: Output) -> tuple[Tensor, Tensor, Tensor]:

@@ -94,9 +94,8 @@ class SelfCritical(Objective):
         rewards = torch.stack([self.rewards(batch.image_ids, draw) for draw in draws])  # (N, B)
         advantage = (rewards - self._baseline_rewards(model, batch, rewards)).to(batch.features.device)
         log_probs = torch.stack([draw.log_probs.sum(1) for draw in draws])  # (N, B)
-        num_words = sum((draw.tokens != PAD).sum() for draw in draws)
-        counts = {"per_caption": log_probs.numel(), "per_token": num_words}
-        loss = -(advantage * log_probs).sum() / counts[self.cross_entropy.normalisation]
+        num_words = torch.stack([(draw.tokens != PAD).sum() for draw in draws]).sum()
+        loss = self.cross_entropy.normalise(-(advantage * log_probs).sum(), num_words, log_probs.numel())
         logged = {"reward": 100 * rewards.mean()}
         if self.cross_entropy_share:
             terms = self.cross_entropy(model, self._with_random_caption(batch))
