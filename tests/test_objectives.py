@@ -24,7 +24,7 @@ from captioning.objectives import (
     ShiftedTargets,
     Terms,
 )
-from captioning.vocabulary import END, PAD, START
+from captioning.vocabulary import END, PAD, START, UNKNOWN
 from tests.conftest import REGIONS, VOCABULARY, batch_of, build
 from tests.test_decoding import Fixed
 
@@ -55,6 +55,25 @@ def test_label_smoothing_is_torchs() -> None:
     logits = torch.tensor(PROBABILITIES).log().expand(2, -1)
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([4, END]), label_smoothing=0.2)
     assert terms.loss.item() == pytest.approx(expected.item())
+
+
+class InputsAsHidden(Fixed):
+    """Hands its input words on as hidden vectors."""
+
+    def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
+        self.inputs = tokens
+        return super().forward(features, tokens, mask)
+
+
+def test_word_dropout_replaces_input_words_by_the_unknown_one_and_no_targets() -> None:
+    model, batch = InputsAsHidden(PROBABILITIES), batch_of([[4] * 50] * 20 + [[4]])
+    terms = CrossEntropy(word_dropout=0.3)(model, batch)
+    assert terms.loss.item() == pytest.approx(CrossEntropy()(Fixed(PROBABILITIES), batch).loss.item())
+    real = batch.tokens[:, :-1] == 4
+    assert (model.inputs[real] == UNKNOWN).float().mean() == pytest.approx(0.3, abs=0.06)
+    assert torch.equal(model.inputs[~real], batch.tokens[:, :-1][~real])
+    with pytest.raises(InputError, match="word_dropout is 1; it is a probability below 1"):
+        CrossEntropy(word_dropout=1)
 
 
 def test_the_end_of_the_longest_caption_is_a_target_and_start_never_is() -> None:
