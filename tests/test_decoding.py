@@ -16,11 +16,9 @@ from captioning.decoding import (
     alternatives,
     beam_search,
     greedy,
-    rerank_by_consensus,
     sample,
     words_to_ids,
 )
-from captioning.decoding.consensus import sample_agreement
 from captioning.decoding.sampling import keep_top
 from captioning.errors import InputError
 from captioning.models import CaptionModel, Step
@@ -190,8 +188,6 @@ def test_several_samples_an_image_are_independent_draws_for_that_image(model: Ca
 def test_options_that_leave_no_word_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"decoding.{next(iter(wrong))} is"):
         sample(Fixed([0, 0, 0.5, 0.5]), torch.randn(1, REGIONS, 1), **{"max_words": 3, **wrong})
-    with pytest.raises(InputError, match="2 samples an image or more"):
-        rerank_by_consensus(Fixed([0, 0, 0.5, 0.5]), torch.randn(1, REGIONS, 1), max_words=3, num_samples=1)
 
 
 def test_a_temperature_of_zero_is_refused() -> None:
@@ -224,27 +220,6 @@ def test_an_ensemble_of_twins_is_the_twin(model: CaptionModel) -> None:
 def test_an_ensemble_needs_one_vocabulary() -> None:
     with pytest.raises(InputError, match="needs models of one vocabulary"):
         Ensemble([build("gru_attention"), build("gru_attention", vocabulary_size=20)])
-
-
-def test_the_caption_that_others_agree_with_wins() -> None:
-    same, alike, odd = [4, 5, 6, 7, END], [4, 5, 6, 8, END], [10, 9, 10, 9, END]
-    scores = sample_agreement(torch.tensor([[odd], [same], [alike], [same]]))[:, 0]
-    assert scores.argmax() in (1, 3) and scores.argmin() == 0
-
-
-def test_consensus_returns_one_of_the_samples_for_each_image(model: CaptionModel) -> None:
-    features = torch.randn(3, REGIONS, DIM)
-    found = rerank_by_consensus(model, features, max_words=5, num_samples=4, seed=0)
-    drawn = sample(model, features, max_words=5, num_samples=4, seed=0)
-    pool = [{tuple(d.tokens[b].tolist()) for d in (drawn, *drawn.alternatives)} for b in range(3)]
-    assert all(tuple(found.tokens[b].tolist()) in pool[b] for b in range(3)) and len(found.alternatives) == 3
-
-
-def test_consensus_ranks_the_samples_by_their_agreement(model: CaptionModel) -> None:
-    features = torch.randn(3, REGIONS, DIM)
-    found = rerank_by_consensus(model, features, max_words=5, num_samples=6, seed=0)
-    scores = sample_agreement(torch.stack([d.tokens for d in (found, *found.alternatives)]))
-    assert (scores[:-1] >= scores[1:] - 1e-9).all() and (scores[0] > scores[-1] + 0.1).any()
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, "hot"])
