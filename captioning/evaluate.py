@@ -60,13 +60,18 @@ def main(config: DictConfig) -> list[Evaluation]:
     data: DataOptions = partial(data_options, config) if "data" in config else None
     frequencies = {"source": config.document_frequencies, "save_to": config.save_document_frequencies}
     details: dict[str, Any] = {}
-    if files:
+    if files or config.people:
         references = (
             read_coco_references(config.references, config.images or "", config.split)
             if config.references
             else read_references(data, checkpoints, trust, config.split)
-        ).with_frequencies(**frequencies)
-        captions = read_systems(files, references, allow_empty=config.allow_empty)
+        )
+        if config.people:
+            held_out, references = references.hold_one_out()
+            captions = {"people": held_out}
+        else:
+            captions = read_systems(files, references, allow_empty=config.allow_empty)
+        references = references.with_frequencies(**frequencies)
     else:
         overrides = plain(config.model_options) if config.model_options else None
         loaded = load_members(checkpoints, trust=trust, model_options=overrides)

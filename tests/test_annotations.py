@@ -210,6 +210,13 @@ class TestFlickr:
         with pytest.raises(InputError, match="val lists no picture that .*tokens has a caption of"):
             read_flickr(**self.write(tmp_path, "a.jpg#0\tA dog .\n"))
 
+    def test_an_optional_list_is_used_where_it_is_there(self, tmp_path: Path) -> None:
+        given = self.write(tmp_path, "a.jpg#0\tA dog .\nb.jpg#0\tA cat .\nc.jpg#0\tA cow .\n")
+        given["optional_splits"] = {"test": tmp_path / "test"}
+        assert [r.split for r in read_flickr(**given)] == ["train", "val"]
+        write(tmp_path / "test", "c.jpg\n")
+        assert [(r.image_id, r.split) for r in read_flickr(**given)][2:] == [("c.jpg", "test")]
+
     def test_a_listed_image_without_captions_is_kept_without(
         self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:

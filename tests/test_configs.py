@@ -16,8 +16,8 @@ from captioning import checkpoint
 from captioning.files import CONF
 from captioning.models import CaptionModel
 from captioning.tokenizers import Words
-from captioning.training.assembly import plain
-from captioning.vocabulary import SPECIAL_WORDS
+from captioning.training.assembly import build_decoder, plain
+from captioning.vocabulary import SPECIAL_WORDS, Vocabulary
 from tests.conftest import compose_config
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -151,8 +151,8 @@ def test_the_switch_of_every_flaw_works_as_its_header_prints_it(switches: str) -
         "train", "experiment=flickr8k", "data=flickr8k_sample", "model=gru_attention", *words, *FIXED
     )
     assert build_model(config, 50) is not None
-    for part in ("objective", "decoding"):
-        assert instantiate(config[part]) is not None
+    assert instantiate(config.objective) is not None
+    assert build_decoder(config.decoding, Vocabulary(SPECIAL_WORDS)) is not None
     assert not isinstance(config.model.recurrence, str)
 
 

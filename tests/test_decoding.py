@@ -1,6 +1,7 @@
 """Laws of decoding, on models whose distribution is known and on every family."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,14 +10,15 @@ from torch import Tensor
 from captioning.decoding import (
     Decoded,
     Ensemble,
+    Forbidden,
+    MinimumLength,
+    NoRepeatedNgram,
     alternatives,
     beam_search,
     greedy,
-    rerank_by_consensus,
     sample,
     words_to_ids,
 )
-from captioning.decoding.consensus import sample_agreement
 from captioning.decoding.sampling import keep_top
 from captioning.errors import InputError
 from captioning.models import CaptionModel, Step
@@ -187,8 +189,6 @@ def test_several_samples_an_image_are_independent_draws_for_that_image(model: Ca
 def test_options_that_leave_no_word_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=f"decoding.{next(iter(wrong))} is"):
         sample(Fixed([0, 0, 0.5, 0.5]), torch.randn(1, REGIONS, 1), **{"max_words": 3, **wrong})
-    with pytest.raises(InputError, match="2 samples an image or more"):
-        rerank_by_consensus(Fixed([0, 0, 0.5, 0.5]), torch.randn(1, REGIONS, 1), max_words=3, num_samples=1)
 
 
 def test_a_temperature_of_zero_is_refused() -> None:
@@ -221,27 +221,6 @@ def test_an_ensemble_of_twins_is_the_twin(model: CaptionModel) -> None:
 def test_an_ensemble_needs_one_vocabulary() -> None:
     with pytest.raises(InputError, match="needs models of one vocabulary"):
         Ensemble([build("gru_attention"), build("gru_attention", vocabulary_size=20)])
-
-
-def test_the_caption_that_others_agree_with_wins() -> None:
-    same, alike, odd = [4, 5, 6, 7, END], [4, 5, 6, 8, END], [10, 9, 10, 9, END]
-    scores = sample_agreement(torch.tensor([[odd], [same], [alike], [same]]))[:, 0]
-    assert scores.argmax() in (1, 3) and scores.argmin() == 0
-
-
-def test_consensus_returns_one_of_the_samples_for_each_image(model: CaptionModel) -> None:
-    features = torch.randn(3, REGIONS, DIM)
-    found = rerank_by_consensus(model, features, max_words=5, num_samples=4, seed=0)
-    drawn = sample(model, features, max_words=5, num_samples=4, seed=0)
-    pool = [{tuple(d.tokens[b].tolist()) for d in (drawn, *drawn.alternatives)} for b in range(3)]
-    assert all(tuple(found.tokens[b].tolist()) in pool[b] for b in range(3)) and len(found.alternatives) == 3
-
-
-def test_consensus_ranks_the_samples_by_their_agreement(model: CaptionModel) -> None:
-    features = torch.randn(3, REGIONS, DIM)
-    found = rerank_by_consensus(model, features, max_words=5, num_samples=6, seed=0)
-    scores = sample_agreement(torch.stack([d.tokens for d in (found, *found.alternatives)]))
-    assert (scores[:-1] >= scores[1:] - 1e-9).all() and (scores[0] > scores[-1] + 0.1).any()
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, "hot"])
@@ -316,3 +295,39 @@ def test_an_ensemble_keeps_nothing_between_steps() -> None:
     ensemble.step(words + 3, first.state, memory)
     assert torch.equal(ensemble.head(first.hidden), expected)
     assert expected.exp().sum(-1).tolist() == pytest.approx([1, 1], abs=1e-5)
+
+
+LIKELY_UNKNOWN = [0.0, 0.0, 0.1, 0.6, 0.2, 0.1]
+
+
+def test_what_a_rule_forbids_is_neither_chosen_nor_drawn_and_log_probabilities_stay_the_models() -> None:
+    rules = [Forbidden(ids=[UNKNOWN])]
+    assert greedy(Fixed(LIKELY_UNKNOWN), IMAGES[:1], max_words=1).tokens.tolist() == [[UNKNOWN]]
+    chosen = greedy(Fixed(LIKELY_UNKNOWN), IMAGES[:1], max_words=1, rules=rules)
+    assert chosen.tokens.tolist() == [[4]] and chosen.log_probs.exp().item() == pytest.approx(0.2)
+    drawn = sample(Fixed(LIKELY_UNKNOWN), IMAGES[:2000], max_words=1, rules=rules, num_samples=2)
+    shares = torch.bincount(drawn.tokens[:, 0], minlength=6) / 2000
+    torch.testing.assert_close(shares, torch.tensor([0, 0, 0.25, 0, 0.5, 0.25]), atol=0.05, rtol=0)
+    assert drawn.log_probs.exp().amax().item() == pytest.approx(0.2)
+
+
+def test_a_rule_sees_the_words_before() -> None:
+    decoded = greedy(
+        Fixed([0, 0, 0.1, 0, 0.5, 0.4]), IMAGES[:2], max_words=9, rules=[NoRepeatedNgram(size=1)]
+    )
+    assert decoded.tokens.tolist() == [[4, 5, END]] * 2
+
+
+def test_a_caption_ends_where_the_rules_leave_no_word() -> None:
+    rules = [MinimumLength(words=3), NoRepeatedNgram(size=1)]
+    for decode in (greedy, sample):
+        assert (
+            decode(Fixed([0, 0, 0.5, 0, 0.5]), IMAGES[:2], max_words=9, rules=rules).tokens.tolist()
+            == [[4, END]] * 2
+        )
+
+
+@pytest.mark.parametrize("decode", [greedy, sample])
+def test_a_minimum_length_needs_room(decode: Callable[..., Decoded]) -> None:
+    with pytest.raises(InputError, match="decoding.max_words=3, the end counted, has no room"):
+        decode(Fixed(KNOWN), IMAGES[:1], max_words=3, rules=[MinimumLength(words=3)])

@@ -643,6 +643,15 @@ class TestCommand:
         ):
             References.of("mine", records[::2], "val")
 
+    def test_people_are_scored_by_one_caption_of_each_image_against_the_others(self) -> None:
+        texts = [("a dog", "a dog runs", "the dog"), ("a cat", "a cat sits")]
+        records = [Annotated(str(i), Path(), "val", captions) for i, captions in enumerate(texts)]
+        captions, others = References.of("mine", records, "val").hold_one_out()
+        assert captions == {"0": "a dog", "1": "a cat"}
+        assert others.captions == {"0": ("a dog runs", "the dog"), "1": ("a cat sits",)}
+        with pytest.raises(InputError, match="1 of mine val has one only; choose data with several captions"):
+            others.hold_one_out()
+
     def test_training_frequencies_need_training_captions(self) -> None:
         records = [Annotated("1", Path("1.jpg"), "val", ("a dog",))]
         with pytest.raises(
@@ -653,14 +662,18 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ([], "nothing to evaluate: give checkpoint=…, results=a.json or compare=[a.json,b.json]"),
-            (["results=a", "compare=[a,b]"], "results= scores one file and compare= two"),
+            (
+                [],
+                "nothing to evaluate: give checkpoint=…, results=a.json, compare=[a.json,b.json] or people=true",
+            ),
+            (["results=a", "compare=[a,b]"], "results= scores one file, compare= two"),
+            (["results=a", "people=true"], "and people=true the references; give one of them"),
             (["compare=[a]"], r"compare=['a'] must be a list of two files"),
             (["compare=a.json"], "compare=a.json must be a list of two files"),
             (["compare=[[a,b],[c]]"], "or of two lists, with the files of several runs of each setting"),
             (["results=a", "page_images=null"], "page_images=None must be a whole number from 1"),
             (["results=a", "resamples=0"], "resamples=0 must be a whole number from 1"),
-            (["checkpoint=a", "references=b"], "references= goes with results= or compare="),
+            (["checkpoint=a", "references=b"], "references= goes with results=, compare= or people=true"),
             (["results=a", "metrics=cider"], "metrics=['cider'] has ['cider']"),
             (["results=a", "metrics=[cider]"], "metrics=['cider'] has ['cider']"),
             (

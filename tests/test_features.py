@@ -135,6 +135,14 @@ class TestCache:
         assert np.array_equal(cache.boxes("a"), boxes) and np.array_equal(cache.scores("a"), scores)
         assert verify(tmp_path / "f.h5").good == ["a"]
 
+    def test_channel_statistics_are_over_real_regions(self, tmp_path: Path) -> None:
+        content = [row._replace(num_regions=number) for row, number in zip(rows(3), (1, 2, 1), strict=True)]
+        write(tmp_path / "f.h5", list("abc"), content)
+        real = np.concatenate([row.features[: row.num_regions] for row in content[::2]]).astype(np.float64)
+        mean, deviation = FeatureCache(tmp_path / "f.h5").channel_statistics(["a", "c"])
+        np.testing.assert_allclose(mean, real.mean(0), rtol=1e-5)
+        np.testing.assert_allclose(deviation, real.std(0), rtol=1e-5)
+
     def test_an_open_cache_can_be_sent_to_another_process(self, tmp_path: Path) -> None:
         write(tmp_path / "f.h5", ["a"], rows(1))
         cache = FeatureCache(tmp_path / "f.h5")

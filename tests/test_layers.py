@@ -21,7 +21,7 @@ LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import, be
     "models": BASE,
     "metrics": BASE,
     "data": (*BASE, "features.cache"),
-    "decoding": (*BASE, "models.base", "metrics"),
+    "decoding": (*BASE, "models.base"),
     "objectives": (*BASE, "models.base", "data.dataset", "decoding", "metrics"),
     "checkpoint": (*BASE, "models.base"),
     "portable": (*BASE, "checkpoint"),

@@ -360,21 +360,27 @@ def test_a_system_does_not_differ_from_itself_but_does_from_a_better_one() -> No
         randomization_test(mean_statistics([1.0, 2.0]), mean_statistics([1.0, 2.0, 3.0]), generator)
 
 
+# Two documents without n-grams: every n-gram is as rare as every other.
+EQUAL = DocumentFrequencies.of([[[]], [[]]], source="none")
+
+
 def test_the_caption_that_the_others_agree_with_most_scores_highest() -> None:
     group = words("a dog runs on grass", "a dog runs on snow", "purple ideas sleep", "a dog runs on grass")
-    scores, alone = score_agreement([group, words("a cat sleeps here")])
+    scores, alone = score_agreement([group, words("a cat sleeps here")], EQUAL)
     assert scores.argmax() in (0, 3) and scores.argmin() == 2
     assert alone == pytest.approx([10.0])  # nothing to compare with but itself
-    np.testing.assert_array_equal(scores, score_agreement([group])[0])
+    np.testing.assert_array_equal(scores, score_agreement([group], EQUAL)[0])
 
 
-def test_agreement_is_cider_d_against_the_rest_of_the_group() -> None:
+@pytest.mark.parametrize(
+    "frequencies", [EQUAL, DocumentFrequencies.of([words("a dog", "the cat"), words("a cat")], source="two")]
+)
+def test_agreement_is_cider_d_against_the_rest_of_the_group(frequencies: DocumentFrequencies) -> None:
     group = words("a dog runs", "a dog sits", "the cat")
-    equal = DocumentFrequencies.of([[[]], [[]]], source="none")
     expected = [
-        score_cider_d([own], [group[:i] + group[i + 1 :]], equal).corpus for i, own in enumerate(group)
+        score_cider_d([own], [group[:i] + group[i + 1 :]], frequencies).corpus for i, own in enumerate(group)
     ]
-    assert score_agreement([group])[0] == pytest.approx(expected)
+    assert score_agreement([group], frequencies)[0] == pytest.approx(expected)
 
 
 def test_diversity_by_hand() -> None:

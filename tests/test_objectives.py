@@ -24,7 +24,7 @@ from captioning.objectives import (
     ShiftedTargets,
     Terms,
 )
-from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, Vocabulary
+from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, UNKNOWN, Vocabulary
 from tests.conftest import REGIONS, VOCABULARY, batch_of, build
 from tests.test_decoding import Fixed
 
@@ -55,6 +55,25 @@ def test_label_smoothing_is_torchs() -> None:
     logits = torch.tensor(PROBABILITIES).log().expand(2, -1)
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([4, END]), label_smoothing=0.2)
     assert terms.loss.item() == pytest.approx(expected.item())
+
+
+class InputsAsHidden(Fixed):
+    """Hands its input words on as hidden vectors."""
+
+    def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
+        self.inputs = tokens
+        return super().forward(features, tokens, mask)
+
+
+def test_word_dropout_replaces_input_words_by_the_unknown_one_and_no_targets() -> None:
+    model, batch = InputsAsHidden(PROBABILITIES), batch_of([[4] * 50] * 20 + [[4]])
+    terms = CrossEntropy(word_dropout=0.3)(model, batch)
+    assert terms.loss.item() == pytest.approx(CrossEntropy()(Fixed(PROBABILITIES), batch).loss.item())
+    real = batch.tokens[:, :-1] == 4
+    assert (model.inputs[real] == UNKNOWN).float().mean() == pytest.approx(0.3, abs=0.06)
+    assert torch.equal(model.inputs[~real], batch.tokens[:, :-1][~real])
+    with pytest.raises(InputError, match="word_dropout is 1; it is a probability below 1"):
+        CrossEntropy(word_dropout=1)
 
 
 def test_the_end_of_the_longest_caption_is_a_target_and_start_never_is() -> None:
@@ -401,6 +420,7 @@ class TestSelfCritical:
                 "baseline": "leave_one_out",
                 "max_words": 6,
                 "cross_entropy_share": 0.0,
+                "normalisation": "per_caption",
                 **options,
             }
         )
@@ -420,10 +440,9 @@ class TestSelfCritical:
     @pytest.mark.parametrize("baseline", ["leave_one_out", "greedy"])
     def test_its_gradient_is_that_of_the_enumerated_reward(self, baseline: str) -> None:
         """Minus the expected CIDEr-D of captions of up to three words, END's own probability included."""
-        objective = SelfCritical(num_samples=2, baseline=baseline, max_words=3, cross_entropy_share=0.0)
-        objective.prepare(
-            {"image0": ["a dog"], "image1": ["dog dog"]}, Vocabulary(self.WORDS[:6])
-        )  # 4 a, 5 dog
+        objective = self.objective(num_samples=2, baseline=baseline, max_words=3)
+        vocabulary = Vocabulary(self.WORDS[:6])  # 4 a, 5 dog
+        objective.prepare({"image0": ["a dog"], "image1": ["dog dog"]}, vocabulary)
         model = Trainable([0.0, 0.0, 0.4, -9.0, 0.2, -0.3])
         exact = torch.zeros(())
         for length in (1, 2, 3):
@@ -502,11 +521,35 @@ class TestSelfCritical:
         drawn = {tuple(self.objective()._with_random_caption(batch).tokens[0].tolist()) for _ in range(60)}
         assert drawn == {(1, 4, 5, 6, 2), (1, 4, 7, 2), (1, 4, 9, 7, 8, 4, 5, 2)}  # cut at six words
 
-    def test_mixing_adds_cross_entropy(self) -> None:
+    @pytest.mark.parametrize("normalisation", ["per_token", "per_caption"])
+    def test_mixing_adds_cross_entropy(self, normalisation: str) -> None:
         model, batch = build("gru_attention", vocabulary_size=11), batch_of([[4, 5], [4, 5]])
         batch = batch._replace(references=[("a dog",), ("a dog",)])
-        terms = self.objective(cross_entropy_share=1.0)(model, batch)
-        assert terms.loss.item() == pytest.approx(CrossEntropy()(model, batch).loss.item())
+        terms = self.objective(cross_entropy_share=1.0, normalisation=normalisation)(model, batch)
+        expected = CrossEntropy(normalisation=normalisation)(model, batch)
+        assert terms.loss.item() == pytest.approx(expected.loss.item())
+
+    @pytest.mark.parametrize("normalisation", ["per_token", "per_caption"])
+    def test_both_terms_weigh_a_word_alike(self, normalisation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Samples that equal the training captions, with advantages of 1, are the cross-entropy again."""
+        model, batch = build("gru_attention", vocabulary_size=11), batch_of([[4, 5], [4, 5, 6]])
+        batch = batch._replace(references=[("a dog",), ("a dog runs",)])
+        words = batch.tokens[:, 1:]
+
+        def as_drawn(*_: object, num_samples: int, **__: object) -> Decoded:
+            output = model(batch.features, batch.tokens[:, :-1])
+            log_probs = model.head(output.hidden).log_softmax(-1).gather(-1, words[..., None])[..., 0]
+            drawn = Decoded(words, log_probs * (words != PAD), None)
+            return drawn._replace(alternatives=(drawn,) * (num_samples - 1))
+
+        monkeypatch.setattr("captioning.objectives.self_critical.sample", as_drawn)
+        losses = []
+        for share in (0.0, 0.3, 1.0):
+            objective = self.objective(cross_entropy_share=share, normalisation=normalisation)
+            monkeypatch.setattr(objective, "rewards", lambda ids, decoded: torch.ones(len(ids)))
+            monkeypatch.setattr(objective, "_baseline_rewards", lambda *_: torch.zeros(2))
+            losses.append(objective(model, batch).loss.item())
+        assert losses == pytest.approx([losses[2]] * 3)
 
     def test_it_needs_images_and_a_trained_model(self) -> None:
         assert SelfCritical.needs_trained_model and not CrossEntropy.needs_trained_model
@@ -519,6 +562,8 @@ class TestSelfCritical:
             self.objective(baseline="mean")
         with pytest.raises(InputError, match="needs 2 samples"):
             self.objective(num_samples=1)
+        with pytest.raises(InputError, match="is 'sum'; it is per_token or per_caption"):
+            self.objective(normalisation="sum")
 
 
 def sampling(share: float) -> ScheduledSampling:
@@ -595,7 +640,7 @@ def test_hard_attention_is_refused_by_every_objective_that_cannot_train_it() -> 
         objective.check(build("gru_attention"), CAPTIONS)
         with pytest.raises(InputError, match="cannot train hard attention.* choose objective=reinforce"):
             objective.check(model, CAPTIONS)
-    critical = SelfCritical(num_samples=2, baseline="greedy", max_words=3, cross_entropy_share=0.0)
+    critical = TestSelfCritical().objective()
     with pytest.raises(InputError, match="SelfCritical cannot train hard attention"):
         critical.check(model, IMAGES)
 
@@ -613,3 +658,27 @@ def test_what_is_logged_has_no_gradient_and_leaves_out_the_loss(ragged: Batch) -
         terms = objective(build("gru_attention").train(), ragged)
         assert terms.loss.requires_grad and "loss" not in terms.logged
         assert not any(value.requires_grad for value in terms.logged.values())
+
+
+@pytest.mark.parametrize("name", ["doubly_stochastic", "reinforce"])
+def test_all_terms_of_a_loss_are_divided_alike(name: str, ragged: Batch) -> None:
+    losses = {}
+    for normalisation in ("per_token", "per_caption"):
+        objective, model = {
+            "doubly_stochastic": lambda kind: (
+                DoublyStochastic(
+                    weight=2.0, target="one", cross_entropy=CrossEntropy(normalisation=kind)
+                ),
+                build("show_attend_tell"),
+            ),
+            "reinforce": lambda kind: (
+                Reinforce(
+                    reward_weight=1.0, entropy_weight=0.5, reward="own", baseline="expected", normalisation=kind
+                ),
+                build("show_attend_tell_hard").train(),
+            ),
+        }[name](normalisation)  # fmt: skip
+        torch.manual_seed(0)
+        terms = objective(model, ragged)
+        losses[normalisation] = terms.loss.item()
+    assert losses["per_token"] * terms.num_words == pytest.approx(losses["per_caption"] * 4, rel=1e-5)

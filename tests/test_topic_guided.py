@@ -33,9 +33,9 @@ def topics(**options: Any) -> TopicModel:
     return TopicModel([SEA, DOG] * 10, Vocabulary(WORDS), **settings)
 
 
-def objective(**options: float) -> TopicSupervision:
+def objective(*, normalisation: str = "per_caption", **options: float) -> TopicSupervision:
     captions = DoublyStochastic(
-        weight=0.0, target="length", cross_entropy=CrossEntropy(normalisation="per_caption")
+        weight=0.0, target="length", cross_entropy=CrossEntropy(normalisation=normalisation)
     )
     settings: dict[str, Any] = {"topic_weight": 1.0, "attribute_weight": 1.0, **options}
     fit_topics = partial(TopicModel, passes=20, stop_words=True, seed=0)
@@ -213,3 +213,12 @@ def test_evaluation_cannot_see_references(toy_overrides: list[str], tmp_path: Pa
     with pytest.raises(AssertionError, match="read a reference"):
         data.images("val").__getitems__([0])  # reading them does fail
     assert caption() == captions and len(captions) == 8
+
+
+def test_topics_and_attributes_are_divided_as_the_words_are() -> None:
+    batch = batch_of([[4, 5, 6], [5]])
+    per_token, per_caption = (
+        objective(normalisation=kind)(build("topic_guided"), batch).loss.item()
+        for kind in ("per_token", "per_caption")
+    )
+    assert per_token * 6 == pytest.approx(per_caption * 2, rel=1e-5)  # six words with the ENDs, two captions

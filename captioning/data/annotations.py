@@ -117,6 +117,7 @@ def read_flickr(
     tokens: str | Path,
     images: str | Path,
     splits: Mapping[str, str | Path],
+    optional_splits: Mapping[str, str | Path] | None = None,
 ) -> list[Annotated]:
     """Read the text form of Flickr8k and Flickr30k.
 
@@ -126,6 +127,7 @@ def read_flickr(
         tokens: lines of `name.jpg#number<tab>sentence`.
         images: the folder of the pictures.
         splits: the list of image names of each split; images in no list are left out.
+        optional_splits: further lists, used where their files are there.
 
     Raises:
         InputError: a line of another form, or a list without any picture that has a sentence.
@@ -143,7 +145,8 @@ def read_flickr(
             captions.setdefault(name, []).append((number, sentence))
         else:
             records.note("lines left out that name no picture", name)
-    for split, file in splits.items():
+    present = {split: file for split, file in (optional_splits or {}).items() if Path(file).is_file()}
+    for split, file in {**splits, **present}.items():
         names = [line.strip() for _, line in _lines(file)]
         if not captions.keys() & set(names):
             raise InputError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from captioning.data.dataset import (
@@ -235,6 +236,12 @@ class CaptionDataModule(LightningDataModule):
         if self.trainer is None:
             return {"rank": 0, "processes": 1}
         return {"rank": self.trainer.global_rank, "processes": self.trainer.world_size}
+
+    def feature_statistics(self) -> tuple[Tensor, Tensor]:
+        """Return the mean and deviation of each channel of the training features, (D,) each."""
+        image_ids = [record.image_id for record in self.split("train")]
+        mean, deviation = self.cache.channel_statistics(image_ids)
+        return torch.from_numpy(mean), torch.from_numpy(deviation)
 
     def _loader(self, data: CaptionDataset | ImageDataset, **options: Any) -> DataLoader:
         return DataLoader(

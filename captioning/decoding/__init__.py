@@ -2,7 +2,6 @@
 
 from captioning.decoding.as_posted import argmax_words, decode_as_posted, exp_multinomial
 from captioning.decoding.beam import beam_search
-from captioning.decoding.consensus import rerank_by_consensus
 from captioning.decoding.constraints import Forbidden, MinimumLength, NoRepeatedNgram
 from captioning.decoding.decoded import Decoded, alternatives
 from captioning.decoding.ensemble import Ensemble
@@ -24,7 +23,6 @@ __all__ = [
     "exp_multinomial",
     "gnmt",
     "greedy",
-    "rerank_by_consensus",
     "sample",
     "total",
     "words_to_ids",

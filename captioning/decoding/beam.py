@@ -19,7 +19,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from captioning.decoding.constraints import Rule, check_satisfiable, check_whole_numbers, required_bits
+from captioning.decoding.constraints import (
+    Rule,
+    apply_rules,
+    check_satisfiable,
+    check_whole_numbers,
+    required_bits,
+)
 from captioning.decoding.decoded import Decoded, concatenate, word_log_probs
 from captioning.decoding.hypotheses import Captions, best, extend, keep_best
 from captioning.decoding.length import total
@@ -190,9 +196,7 @@ def _choose(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the next words: for every place (B, P) the source place, the word, its log-probability."""
     batch, places = captions.sums.shape
-    allowed = log_probs  # (B·P, V)
-    for rule in settings.rules:
-        allowed = rule(captions.tokens.reshape(batch * places, -1), allowed)
+    allowed = apply_rules(settings.rules, captions.tokens.reshape(batch * places, -1), log_probs)  # (B·P, V)
     if settings.subsets > 1:
         # Captions end only when all requirements are met, that is, in the last subset.
         unmet = met.reshape(-1) != settings.subsets - 1

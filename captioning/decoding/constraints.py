@@ -72,6 +72,13 @@ class MinimumLength:
         return scores.index_fill(-1, torch.tensor([END], device=scores.device), -torch.inf)
 
 
+def apply_rules(rules: Sequence[Rule], tokens: Tensor, scores: Tensor) -> Tensor:
+    """Return the scores (N, V) of the next words after `tokens` (N, t), -inf at what a rule forbids."""
+    for rule in rules:
+        scores = rule(tokens, scores)
+    return scores
+
+
 def check_whole_numbers(**options: object) -> None:
     """Refuse decoder options, given by name, that are not whole numbers from 1.
 

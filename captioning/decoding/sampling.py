@@ -6,19 +6,32 @@ the post, from softmax(exp(logits)), is in `as_posted`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from captioning.decoding.constraints import check_probabilities, check_whole_numbers
+from captioning.decoding.constraints import (
+    Rule,
+    apply_rules,
+    check_probabilities,
+    check_satisfiable,
+    check_whole_numbers,
+)
 from captioning.decoding.decoded import Decoded, word_log_probs
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, pick
 from captioning.vocabulary import END, PAD, START
 
 
-def greedy(model: CaptionModel, features: Tensor, mask: Tensor | None = None, *, max_words: int) -> Decoded:
+def greedy(
+    model: CaptionModel,
+    features: Tensor,
+    mask: Tensor | None = None,
+    *,
+    max_words: int,
+    rules: Sequence[Rule] = (),
+) -> Decoded:
     """Choose the most probable word at every step.
 
     Args:
@@ -26,9 +39,10 @@ def greedy(model: CaptionModel, features: Tensor, mask: Tensor | None = None, *,
         features: (B, R, D).
         mask: (B, R) True at real regions.
         max_words: T at most; a caption cut there has no END, because the model did not propose one.
+        rules: see `constraints`; a caption to which they leave no word ends.
     """
     check_whole_numbers(max_words=max_words)
-    return _one_by_one(model, features, mask, max_words, lambda log_probs: log_probs.argmax(-1))
+    return _one_by_one(model, features, mask, max_words, rules, lambda log_probs: log_probs.argmax(-1))
 
 
 def sample(
@@ -37,6 +51,7 @@ def sample(
     mask: Tensor | None = None,
     *,
     max_words: int,
+    rules: Sequence[Rule] = (),
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -51,6 +66,7 @@ def sample(
         features: (B, R, D).
         mask: (B, R) True at real regions.
         max_words: T at most; a caption cut there has no END, because the model did not propose one.
+        rules: see `constraints`; a caption to which they leave no word ends.
         temperature: divides the logits; towards 0 the draw becomes greedy.
         top_k: only the k most probable words.
         top_p: only the most probable words that together reach this probability.
@@ -66,12 +82,7 @@ def sample(
     if top_k is not None:
         check_whole_numbers(top_k=top_k)
     check_probabilities(top_p=top_p, typical_p=typical_p)
-    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise InputError(
-            f"decoding.temperature is {temperature}; it must be a number above 0, use decoding=greedy "
-            "instead of 0"
-        )
-
+    _check_temperature(temperature)
     generator = None if seed is None else torch.Generator(features.device).manual_seed(seed)
 
     def draw(log_probs: Tensor) -> Tensor:
@@ -80,7 +91,15 @@ def sample(
             narrowed = keep_typical(narrowed, typical_p)
         return torch.multinomial(narrowed.softmax(-1), 1, generator=generator).squeeze(-1)
 
-    return _one_by_one(model, features, mask, max_words, draw, num_samples)
+    return _one_by_one(model, features, mask, max_words, rules, draw, num_samples)
+
+
+def _check_temperature(temperature: object) -> None:
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise InputError(
+            f"decoding.temperature is {temperature}; it must be a number above 0, use decoding=greedy "
+            "instead of 0"
+        )
 
 
 def keep_top(scores: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
@@ -113,10 +132,12 @@ def _one_by_one(
     features: Tensor,
     mask: Tensor | None,
     max_words: int,
+    rules: Sequence[Rule],
     choose: Callable[[Tensor], Tensor],
     copies: int = 1,
 ) -> Decoded:
     """Decode with `choose`, from log-probabilities (B, V) to words (B,); `copies` captions an image."""
+    check_satisfiable(rules, (), (), max_words)
     # The image is encoded once for all its samples. Sample k of image b is row k * B + b.
     memory, batch = model.encode(features, mask), len(features) * copies
     if copies > 1:
@@ -124,11 +145,17 @@ def _one_by_one(
     state = model.start(memory)
     last = torch.full((batch,), START, device=features.device)
     ended = torch.zeros(batch, dtype=torch.bool, device=features.device)
-    tokens, log_probs, attention = [], [], []
+    only_end = torch.full((model.vocabulary_size,), -torch.inf, device=features.device)
+    only_end[END] = 0.0
+    tokens: list[Tensor] = []
+    log_probs, attention = [], []
     for _ in range(max_words):
         step = model.step(last, state, memory)
         scores = word_log_probs(model.head(step.hidden))  # (B, V)
-        chosen = choose(scores)  # (B,)
+        so_far = torch.stack(tokens, 1) if tokens else last.new_empty(batch, 0)  # (B, t)
+        allowed = apply_rules(rules, so_far, scores)  # (B, V)
+        stuck = torch.isneginf(allowed).all(-1, keepdim=True)
+        chosen = choose(torch.where(stuck, only_end, allowed))  # (B,)
         # Rows that have ended go through the model with the rest, and are blanked.
         last, state = chosen.masked_fill(ended, PAD), step.state
         tokens.append(last)

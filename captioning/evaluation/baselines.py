@@ -12,7 +12,7 @@ import numpy as np
 from captioning.data.dataset import Batch
 from captioning.data.records import Annotated
 from captioning.errors import InputError
-from captioning.metrics import score_agreement
+from captioning.metrics import DocumentFrequencies, score_agreement
 from captioning.models.encoder import masked_mean
 from captioning.tokenizers import Tokenizer
 
@@ -54,8 +54,9 @@ def nearest_neighbour(
 ) -> list[str]:
     """Give every image a caption of its nearest training images, by cosine similarity of global features.
 
-    Of the neighbours' captions it is the one with the highest mean CIDEr-D against the others (Devlin et al.
-    2015, "Exploring nearest neighbor approaches for image captioning").
+    Of the neighbours' captions it is the one with the highest mean CIDEr-D against the others, with document
+    frequencies of the training captions (Devlin et al. 2015, "Exploring nearest neighbor approaches for image
+    captioning").
 
     Args:
         training: images with their captions.
@@ -73,12 +74,15 @@ def nearest_neighbour(
             "training images"
         )
     known, captions = _normalise(training_features), []
+    documents = [[tokenizer(text) for text in record.captions] for record in training]
+    frequencies = DocumentFrequencies.of(documents, source="training captions")
     for start in range(0, len(features), _BLOCK):
         similarity = _normalise(features[start : start + _BLOCK]) @ known.T  # (block, training images)
         for row in similarity:
             nearest = np.argsort(-row, kind="stable")[:neighbours]
-            words = [tokenizer(text) for place in nearest for text in training[place].captions]
-            captions.append(tokenizer.join(words[int(np.argmax(score_agreement([words])[0]))]))
+            candidates = [words for place in nearest for words in documents[place]]
+            best = int(np.argmax(score_agreement([candidates], frequencies)[0]))
+            captions.append(tokenizer.join(candidates[best]))
     return captions
 
 

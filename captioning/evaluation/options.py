@@ -30,16 +30,21 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         InputError: names them and the remedy.
     """
-    results, compare = options["results"], options["compare"]
-    if results and compare:
-        raise InputError("results= scores one file and compare= two; give one of them")
-    if not (results or compare or options["checkpoint"]):
-        raise InputError("nothing to evaluate: give checkpoint=…, results=a.json or compare=[a.json,b.json]")
+    results, compare, people = options["results"], options["compare"], options["people"]
+    if (results and compare) or (people and (results or compare)):
+        raise InputError(
+            "results= scores one file, compare= two, and people=true the references; give one of them"
+        )
+    if not (results or compare or people or options["checkpoint"]):
+        raise InputError(
+            "nothing to evaluate: give checkpoint=…, results=a.json, compare=[a.json,b.json] or people=true"
+        )
     if compare:
         compared_files(compare)
-    if options["references"] and not (results or compare):
+    if options["references"] and not (results or compare or people):
         raise InputError(
-            "references= goes with results= or compare=; a checkpoint brings its own, or give data="
+            "references= goes with results=, compare= or people=true; a checkpoint brings its own, or give "
+            "data="
         )
     metrics = options["metrics"]
     metrics = [metrics] if isinstance(metrics, str) else list(metrics or [])

@@ -79,6 +79,22 @@ class References(NamedTuple):
         """The image files by image id."""
         return {image_id: record.path for image_id, record in self.records.items()}
 
+    def hold_one_out(self) -> tuple[dict[str, str], "References"]:
+        """Return the first caption of each image, for how people would score, and the references without it.
+
+        Raises:
+            InputError: an image has one caption only.
+        """
+        for image_id, record in self.records.items():
+            if len(record.captions) < 2:
+                raise InputError(
+                    f"people=true scores a caption against the others of its image, and {image_id} of "
+                    f"{self.name} has one only; choose data with several captions an image"
+                )
+        captions = {image_id: record.captions[0] for image_id, record in self.records.items()}
+        others = {key: record._replace(captions=record.captions[1:]) for key, record in self.records.items()}
+        return captions, self._replace(records=others)
+
     def with_frequencies(
         self, source: str | Path | None = None, *, save_to: str | Path | None = None
     ) -> "References":

@@ -148,6 +148,25 @@ class FeatureCache:
         """Return the number of real regions of some images: (B,) integers."""
         return self._records["count"][[self._row(image_id) for image_id in image_ids]].astype(np.int64)
 
+    def channel_statistics(self, image_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Compute mean and standard deviation of each channel over the real regions, (D,) float32 each.
+
+        Of more than 500 images some are read, spread evenly: with 8 × 8 regions each, their mean differs from
+        that of all by a hundredth of a deviation.
+        """
+        chosen = image_ids[:: -(-len(image_ids) // 500)]
+        count, sums, squares = 0, np.zeros(self.shape[1]), np.zeros(self.shape[1])
+        for start in range(0, len(chosen), 50):
+            block = chosen[start : start + 50]
+            real = np.arange(self.shape[0]) < self.counts(block)[:, None]  # (images, R)
+            regions = self.read(block)[real].astype(np.float64)  # (regions, D)
+            count += len(regions)
+            sums += regions.sum(0)
+            squares += (regions**2).sum(0)
+        mean = sums / count
+        deviation = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        return mean.astype(np.float32), deviation.astype(np.float32)
+
     def boxes(self, image_id: str) -> np.ndarray:
         """Read the boxes of one image: (R, 4), x1 y1 x2 y2 as fractions of width and height.
 

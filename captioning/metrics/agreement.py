@@ -1,7 +1,6 @@
 """CIDEr-D of captions against each other: which of several captions of an image the others agree with most.
 
-All n-grams weigh the same, so a group's scores do not depend on other groups (Devlin et al. 2015 choose
-among the captions of neighbouring images this way).
+Devlin et al. (2015) choose among the captions of neighbouring images this way.
 """
 
 from collections.abc import Hashable, Sequence
@@ -15,17 +14,20 @@ from captioning.metrics.document_frequencies import DocumentFrequencies
 from captioning.metrics.score import Tokens
 
 
-def score_agreement(groups: Sequence[Sequence[Tokens]]) -> list[NDArray[np.float64]]:
+def score_agreement(
+    groups: Sequence[Sequence[Tokens]], frequencies: DocumentFrequencies
+) -> list[NDArray[np.float64]]:
     """Score every caption by its mean CIDEr-D, in [0, 10], against the other captions of its group.
 
-    A caption alone in its group is scored against itself.
+    Args:
+        groups: of captions; one that is alone in its group is scored against itself.
+        frequencies: weights of the n-grams, such as those of the training captions, so that a group's scores
+            do not depend on the other groups.
     """
     keys = [(group, index) for group, captions in enumerate(groups) for index in range(len(captions))]
     others: dict[Hashable, list[Tokens]] = {
         (group, index): [*groups[group][:index], *groups[group][index + 1 :]] or [groups[group][index]]
         for group, index in keys
     }
-    # Two documents without n-grams: every n-gram is as rare as every other, with the weight log 2.
-    equal_weights = DocumentFrequencies.of([[[]], [[]]], source="all n-grams weigh the same")
-    scores = CiderD(others, equal_weights).scores([((g, i), groups[g][i]) for g, i in keys])
+    scores = CiderD(others, frequencies).scores([((g, i), groups[g][i]) for g, i in keys])
     return np.split(scores, list(accumulate(map(len, groups)))[:-1])

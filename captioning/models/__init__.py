@@ -4,7 +4,13 @@ from captioning.models.adaptive import AdaptiveCaptioner
 from captioning.models.attention import SoftAttention
 from captioning.models.attentive_translator import AttentiveTranslator
 from captioning.models.base import CaptionModel, Output, Step, pick, real_steps
-from captioning.models.encoder import Encoder, FeatureProjection, RawFeatures
+from captioning.models.encoder import (
+    Encoder,
+    FeatureProjection,
+    RawFeatures,
+    Standardize,
+    fit_standardization,
+)
 from captioning.models.gru_attention import CarriedState, GRUAttention, ResetState
 from captioning.models.hard_attention import Expectation, HardAttention, MostLikely, SampledRegion
 from captioning.models.mean_pooled import MeanPooled
@@ -33,10 +39,12 @@ __all__ = [
     "SampledRegion",
     "ShowAttendTell",
     "SoftAttention",
+    "Standardize",
     "Step",
     "TopicGuided",
     "Transformer",
     "UpDown",
+    "fit_standardization",
     "pick",
     "real_steps",
 ]

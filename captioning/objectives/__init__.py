@@ -8,6 +8,7 @@ from captioning.objectives.scheduled_sampling import ScheduledSampling
 from captioning.objectives.self_critical import SelfCritical
 from captioning.objectives.shifted_targets import ShiftedTargets
 from captioning.objectives.topic_supervision import TopicSupervision
+from captioning.objectives.with_text import WithText
 
 __all__ = [
     "CrossEntropy",
@@ -20,4 +21,5 @@ __all__ = [
     "Terms",
     "TopicSupervision",
     "TrainingData",
+    "WithText",
 ]

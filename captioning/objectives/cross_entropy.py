@@ -5,6 +5,7 @@ two normalisations, because learning rates do not carry over from one to the oth
 the number of words; `per_caption`, as in the post and in Show, Attend and Tell, by the number of captions.
 """
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,7 +13,7 @@ from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Output
 from captioning.objectives.base import Objective, Terms
-from captioning.vocabulary import PAD
+from captioning.vocabulary import END, PAD, UNKNOWN
 
 
 class CrossEntropy(Objective):
@@ -21,19 +22,30 @@ class CrossEntropy(Objective):
     Args:
         label_smoothing: share of the target spread over the vocabulary, 0 to 1.
         normalisation: `per_token` or `per_caption`.
+        word_dropout: probability that an input word is replaced by the unknown one (Bowman et al. 2016), so
+            that the model leans less on the words before and more on the picture.
 
     Raises:
-        InputError: another normalisation.
+        InputError: another normalisation, or no probability.
     """
 
-    def __init__(self, *, label_smoothing: float = 0.0, normalisation: str = "per_token") -> None:
+    def __init__(
+        self, *, label_smoothing: float = 0.0, normalisation: str = "per_token", word_dropout: float = 0.0
+    ) -> None:
+        if not 0 <= word_dropout < 1:
+            raise InputError(f"objective.word_dropout is {word_dropout}; it is a probability below 1")
         if normalisation not in ("per_token", "per_caption"):
             raise InputError(f"objective.normalisation is {normalisation!r}; it is per_token or per_caption")
         self.label_smoothing, self.normalisation = label_smoothing, normalisation
+        self.word_dropout = word_dropout
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `nll` in nats per word, without smoothing."""
-        return self.of_output(model, batch, model(batch.features, batch.tokens[:, :-1], batch.mask))
+        inputs = batch.tokens[:, :-1]
+        if self.word_dropout:
+            dropped = (torch.rand(inputs.shape, device=inputs.device) < self.word_dropout) & (inputs > END)
+            inputs = inputs.masked_fill(dropped, UNKNOWN)
+        return self.of_output(model, batch, model(batch.features, inputs, batch.mask))
 
     def of_output(self, model: CaptionModel, batch: Batch, output: Output) -> Terms:
         """Compute the loss from a model's output, for objectives that add a term to it."""
@@ -44,9 +56,12 @@ class CrossEntropy(Objective):
         if self.label_smoothing:
             loss = (1 - self.label_smoothing) * nll - self.label_smoothing * log_probs.mean(-1).mean()
         num_words = real.sum()
-        if self.normalisation == "per_caption":
-            loss = loss * num_words / len(real)
+        loss = self.normalise(loss * num_words, num_words, len(real))
         return Terms(loss, num_words, {"nll": nll.detach()})
+
+    def normalise(self, total: Tensor, num_words: Tensor, num_captions: int) -> Tensor:
+        """Divide a sum over captions as this loss is divided, so that the two can be added."""
+        return total / (num_words if self.normalisation == "per_token" else num_captions)
 
 
 def score_words(model: CaptionModel, batch: Batch, output: Output) -> tuple[Tensor, Tensor, Tensor]:

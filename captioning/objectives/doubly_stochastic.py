@@ -23,7 +23,8 @@ class DoublyStochastic(Objective):
     Args:
         weight: lambda; 1 in the paper.
         target: `one`, or `length` for C/L.
-        cross_entropy: the first term; `per_caption` as in the paper, so that the weight has its meaning.
+        cross_entropy: the first term; its normalisation is that of the coverage term too, so that lambda
+            weighs sums over captions, as in the paper.
 
     Raises:
         InputError: another target.
@@ -42,8 +43,10 @@ class DoublyStochastic(Objective):
         """Compute the loss from a model's output, for objectives that add a term to it."""
         terms = self.cross_entropy.of_output(model, batch, output)
         coverage = self.coverage(output, batch)
+        num_captions = len(batch.tokens)
+        scaled = self.cross_entropy.normalise(coverage * num_captions, terms.num_words, num_captions)
         return Terms(
-            terms.loss + self.weight * coverage,
+            terms.loss + self.weight * scaled,
             terms.num_words,
             {**terms.logged, "coverage": coverage.detach()},
         )

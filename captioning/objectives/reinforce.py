@@ -33,7 +33,7 @@ from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Output
 from captioning.objectives.base import Objective, Terms, TrainingData
-from captioning.objectives.cross_entropy import score_words
+from captioning.objectives.cross_entropy import CrossEntropy, score_words
 from captioning.vocabulary import PAD
 
 REWARDS = ("caption", "word", "to_go", "own")
@@ -50,9 +50,10 @@ class Reinforce(Objective):
         reward: the cost attributed to a location: `caption`, `word`, `to_go` or `own`.
         baseline: `average` or `expected`.
         baseline_decay: of the moving average; 0.9 in the paper. 1 keeps the baseline at 0.
+        normalisation: `per_caption`, the loss above, or `per_token`: divided by words instead of captions.
 
     Raises:
-        InputError: another reward or baseline.
+        InputError: another reward, baseline or normalisation.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Reinforce(Objective):
         reward: str,
         baseline: str,
         baseline_decay: float = 0.9,
+        normalisation: str = "per_caption",
     ) -> None:
         if reward not in REWARDS or baseline not in BASELINES:
             raise InputError(
@@ -71,6 +73,7 @@ class Reinforce(Objective):
             )
         self.reward_weight, self.entropy_weight = reward_weight, entropy_weight
         self.reward, self.baseline, self.baseline_decay = reward, baseline, baseline_decay
+        self.cross_entropy = CrossEntropy(normalisation=normalisation)
         self.average: float | None = 0.0 if baseline_decay == 1 else None
 
     def check(self, model: CaptionModel, data: TrainingData) -> None:
@@ -106,11 +109,11 @@ class Reinforce(Objective):
                 advantage = cost - self._cost(_word_nll(model, batch)[0], real)
             advantage = advantage - (advantage * real).sum() / real.sum()
         advantage = advantage * real  # (B, T)
-        policy = (advantage * location_log_prob).sum(1).mean()
-        loss = nll.sum(1).mean() + self.reward_weight * policy - self.entropy_weight * entropy.sum(1).mean()
+        policy = (advantage * location_log_prob).sum()
+        loss = nll.sum() + self.reward_weight * policy - self.entropy_weight * entropy.sum()
         num_words = real.sum()
         return Terms(
-            loss,
+            self.cross_entropy.normalise(loss, num_words, len(real)),
             num_words,
             {
                 "nll": (nll.sum() / num_words).detach(),

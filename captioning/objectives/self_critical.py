@@ -1,6 +1,7 @@
 """Self-critical sequence training (Rennie et al., CVPR 2017) with the leave-one-out baseline of Luo (2020).
 
-    loss = - mean over samples k of (r_k - b_k) * sum_t log p(w_t^k)
+    loss = - mean over samples k of (r_k - b_k) * sum_t log p(w_t^k)           per_caption
+    loss = - sum over samples k of (r_k - b_k) * sum_t log p(w_t^k) / words    per_token
 
 r is CIDEr-D with document frequencies of the training references; END counts as a word in every n-gram,
 which keeps captions from ending in "with a". Words are the vocabulary's tokens, not PTB's, in references
@@ -31,17 +32,23 @@ class SelfCritical(Objective):
         baseline: `leave_one_out` or `greedy`.
         max_words: of a drawn caption.
         cross_entropy_share: weight of the cross-entropy of one random training caption an image; the reward
-            has the rest. Cross-entropy is a mean over words, the reward's term a sum over a caption's words:
-            with ten words, a share of 0.2 weighs a word as a share of 0.024 would if both were sums.
+            has the rest. Advantages of CIDEr-D are a few tenths of its 10, so that a small share counts.
+        normalisation: of both terms, see `CrossEntropy`.
 
     Raises:
-        InputError: another baseline, or too few samples for it.
+        InputError: another baseline or normalisation, or too few samples for the baseline.
     """
 
     needs_trained_model = True
 
     def __init__(
-        self, *, num_samples: int, baseline: str, max_words: int, cross_entropy_share: float
+        self,
+        *,
+        num_samples: int,
+        baseline: str,
+        max_words: int,
+        cross_entropy_share: float,
+        normalisation: str,
     ) -> None:
         if baseline not in ("leave_one_out", "greedy"):
             raise InputError(f"objective.baseline is {baseline!r}; it is leave_one_out or greedy")
@@ -51,6 +58,7 @@ class SelfCritical(Objective):
             )
         self.num_samples, self.baseline, self.max_words = num_samples, baseline, max_words
         self.cross_entropy_share = cross_entropy_share
+        self.cross_entropy = CrossEntropy(normalisation=normalisation)
         self._cider: CiderD | None = None
         self._vocabulary: Vocabulary
 
@@ -87,10 +95,11 @@ class SelfCritical(Objective):
         rewards = torch.stack([self.rewards(batch.image_ids, draw) for draw in draws])  # (N, B)
         advantage = (rewards - self._baseline_rewards(model, batch, rewards)).to(batch.features.device)
         log_probs = torch.stack([draw.log_probs.sum(1) for draw in draws])  # (N, B)
-        loss = -(advantage * log_probs).mean()
+        num_words = torch.stack([(draw.tokens != PAD).sum() for draw in draws]).sum()
+        loss = self.cross_entropy.normalise(-(advantage * log_probs).sum(), num_words, log_probs.numel())
         logged = {"reward": 100 * rewards.mean()}
         if self.cross_entropy_share:
-            terms = CrossEntropy()(model, self._with_random_caption(batch))
+            terms = self.cross_entropy(model, self._with_random_caption(batch))
             loss = (1 - self.cross_entropy_share) * loss + self.cross_entropy_share * terms.loss
             logged["nll"] = terms.logged["nll"]
         return Terms(loss, (drawn.tokens != PAD).sum(), logged)

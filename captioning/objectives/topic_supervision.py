@@ -89,8 +89,11 @@ class TopicSupervision(Objective):
         attributes = functional.binary_cross_entropy_with_logits(
             memory.attribute_logits.float(), present, reduction="none"
         ).sum(1).mean()  # fmt: skip
+        supervision = self.topic_weight * kl + self.attribute_weight * attributes  # mean over captions
+        num_captions = len(batch.tokens)
+        normalise = self.captions.cross_entropy.normalise
         return Terms(
-            terms.loss + self.topic_weight * kl + self.attribute_weight * attributes,
+            terms.loss + normalise(supervision * num_captions, terms.num_words, num_captions),
             terms.num_words,
             {**terms.logged, "topic_kl": kl.detach(), "attribute_nll": attributes.detach()},
         )

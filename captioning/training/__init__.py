@@ -1,6 +1,7 @@
 """Training runs: assembled from a config, run by Lightning, compared at the end of a sweep."""
 
 from captioning.training.assembly import assemble
+from captioning.training.averaging import AveragedWeights
 from captioning.training.callbacks import SampleCaptions, TraceShapes, trace_shapes
 from captioning.training.checkpoint_io import (
     AtomicCheckpointIO,
@@ -15,6 +16,7 @@ from captioning.training.sweep import CompareRuns
 
 __all__ = [
     "AtomicCheckpointIO",
+    "AveragedWeights",
     "BestCheckpoint",
     "CaptioningModule",
     "CompareRuns",

@@ -22,6 +22,7 @@ from captioning.errors import InputError
 from captioning.features import check_provenance, extract_missing
 from captioning.features.weights import is_file_name
 from captioning.metrics import scored_tokens
+from captioning.models import fit_standardization
 from captioning.objectives import Objective
 from captioning.processes import first_process_first, this_process
 from captioning.training.callbacks import HOOKS, LOGGING, SampleCaptions, TraceShapes, tolerate
@@ -60,6 +61,7 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
     else:
         if module.objective.needs_trained_model:
             log.warning("this objective learns next to nothing from random weights; give start_from=<run>")
+        fit_standardization(module.model, data.feature_statistics)
         if config.init_output_bias:
             module.model.init_output_bias(data.captions("train").word_counts())
     return Run(
@@ -164,6 +166,8 @@ def build_trainer(config: DictConfig) -> Trainer:
         InputError: it is of fewer processes than were started, each of which would train by itself.
     """
     callbacks = list(instantiate(config.trainer.callbacks))
+    if averaging := instantiate(config.averaging):  # averaging=none is {}
+        callbacks.append(averaging)
     if config.trace_shapes:
         callbacks.append(TraceShapes())
     for callback in callbacks:
