@@ -57,10 +57,7 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
         )
         if report:
             report.log(config.features.path)
-    data = build_data(
-        config,
-        checkpoint.build_vocabulary(start["captioning"], resume or config.start_from) if start else None,
-    )
+    data = build_data(config, start_vocabulary(config, start) if start else None)
     module = build_module(config, data)
     if start:  # also to resume, where Lightning would load the weights itself but not say what is wrong
         load_weights(module, start, data, str(resume or config.start_from))
@@ -241,6 +238,17 @@ def refuse_other_parts(config: DictConfig, start: dict[str, Any]) -> None:
                 f"resume={config.resume} was trained with {part} {before}, found {now}; give that "
                 f"{part}= again, or start_from= to begin another training with its weights and words"
             )
+
+
+def start_vocabulary(config: DictConfig, start: dict[str, Any]) -> Vocabulary:
+    """Build the vocabulary of the checkpoint to go on from, with the tokenizer that it has learnt.
+
+    Raises:
+        InputError: see `checkpoint.build_vocabulary`.
+    """
+    # The user, who names the class of a tokenizer in `data`, vouches for it.
+    trust = [config.data.tokenizer["_target_"]] if "tokenizer" in config.data else []
+    return checkpoint.build_vocabulary(start["captioning"], config.resume or config.start_from, trust=trust)
 
 
 def load_weights(module: CaptioningModule, start: dict[str, Any], data: CaptionDataModule, path: str) -> None:
