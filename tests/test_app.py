@@ -32,6 +32,7 @@ from captioning.features import Backbone
 from captioning.models import FeatureProjection, GRUAttention, MeanPooled, RawFeatures, ResetState
 from captioning.page import BusyError, Gate, Page, Uploads, join_body
 from captioning.predictor import Predictor
+from captioning.tokenizers import Characters
 from captioning.vocabulary import SPECIAL_WORDS, Vocabulary
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +112,7 @@ def ask(page: Page, content: bytes, decoder: str = "default", required: str = ""
 def test_a_photograph_becomes_a_caption_whose_words_have_places(page: Page) -> None:
     answer = ask(page, photograph())
     assert answer["text"].split() == answer["words"] and 0 < answer["score"] <= 1
+    assert answer["joined"] == [False] * len(answer["words"])
     assert len(answer["alternatives"]) == 2
     assert len(answer["shades"]) == len(answer["places"]) == len(answer["words"]) > 0
     assert all(place.startswith("looked at the ") for place in answer["places"])
@@ -136,6 +138,23 @@ def test_an_alternative_that_is_chosen_is_followed_word_by_word(page: Page) -> N
         answer = ask(page, photograph(), wording=other["text"])
         assert answer["words"][: len(other["text"].split())] == other["text"].split()
         assert len(answer["shades"]) == len(answer["words"])
+
+
+def test_characters_are_joined_and_counted_and_followed_one_by_one(page: Page) -> None:
+    vocabulary = Vocabulary([*SPECIAL_WORDS, *"一只狗在绿草地上跑猫人水"[: len(WORDS)]], Characters())
+    assert len(vocabulary) == len(page.captioner.vocabulary)
+    captioner = page.captioner
+    captioner.vocabulary = vocabulary
+    answer = ask(page, photograph())
+    assert answer["text"] == "".join(answer["words"]) and answer["joined"][1:] == [True] * (
+        len(answer["words"]) - 1
+    )
+    expected = captioner(photograph(), decoding="beam", num_best=3)
+    assert answer["score"] == pytest.approx(np.exp(expected.log_prob / (len(expected.words) + 1)))
+    other = answer["alternatives"][0]["text"]
+    assert "".join(ask(page, photograph(), wording=other)["words"]) == other
+    assert "狗" in ask(page, photograph(), required="狗")["text"]
+    assert "does not know the word" in ask(page, photograph(), required="鱼")["error"]
 
 
 @pytest.mark.parametrize("decoder", ["default", "diverse_beam"])

@@ -563,7 +563,7 @@ class TestResuming:
         self, content: dict[str, Any], key: Any, entry: Any, message: str
     ) -> None:
         """A fused optimizer of PyTorch ends the process with a segmentation fault otherwise."""
-        buffers = ("model.encoder.mean", "model.encoder.scale")
+        buffers = ("model.encoder.standardize.mean", "model.encoder.standardize.scale")
         parameters = [value for name, value in content["state_dict"].items() if name not in buffers]
         check_optimizer_states(content["optimizer_states"], parameters, "a.ckpt")
         content["optimizer_states"][0]["state"][key] = entry

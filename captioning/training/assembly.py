@@ -49,8 +49,7 @@ def assemble(config: DictConfig, progress: Callable[..., Any] | None = None) -> 
     resume = resumed_checkpoint(config)
     start = starting_point(config, resume)
     trainer = build_trainer(config)
-    known = checkpoint.build_vocabulary(start["captioning"], resume or config.start_from) if start else None
-    data = prepare_data(config, progress, known)
+    data = prepare_data(config, progress, start_vocabulary(config, start) if start else None)
     # After the preparation, which may build a network with random weights: a run is then the same without it.
     seed_everything(config.seed, workers=True, verbose=False)
     module = build_module(config, data)
@@ -266,6 +265,17 @@ def refuse_other_parts(config: DictConfig, start: dict[str, Any]) -> None:
                 f"resume={config.resume} was trained with {part} {before}, found {now}; give that "
                 f"{part}= again, or start_from= to begin another training with its weights and words"
             )
+
+
+def start_vocabulary(config: DictConfig, start: dict[str, Any]) -> Vocabulary:
+    """Build the vocabulary of the checkpoint to go on from, with the tokenizer that it has learnt.
+
+    Raises:
+        InputError: see `checkpoint.build_vocabulary`.
+    """
+    # The user, who names the class of a tokenizer in `data`, vouches for it.
+    trust = [config.data.tokenizer["_target_"]] if "tokenizer" in config.data else []
+    return checkpoint.build_vocabulary(start["captioning"], config.resume or config.start_from, trust=trust)
 
 
 def load_weights(module: CaptioningModule, start: dict[str, Any], data: CaptionDataModule, path: str) -> None:
