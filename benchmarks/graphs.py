@@ -4,8 +4,8 @@
     captioning export checkpoint=captioning/bundled.captioner format=onnx precision=int8 output=int8
     python -m benchmarks.graphs float32 int8 --photographs dog.jpg …
 
-Photographs are captioned one at a time, by each system in turn; medians are printed, and how many captions are
-PyTorch's.
+Photographs are captioned one at a time, by each system in turn; medians are printed, and how many captions
+are PyTorch's.
 """
 
 import argparse

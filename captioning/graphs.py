@@ -68,7 +68,7 @@ def write(
     if Path(folder).is_file() or (Path(folder).is_dir() and any(Path(folder).iterdir())):
         raise InputError(f"output={folder} is there already; name a new folder for the graphs")
     about = {"words": list(words), "decoding": dict(decoding), "card": dict(card)}
-    features = torch.rand(3, extractor.num_regions, extractor.feature_dim)
+    features = torch.zeros(3, extractor.num_regions, extractor.feature_dim)
     mapped = isinstance(extractor, FrozenExtractor) and not extractor.has_boxes
     programs = export_model(model, features, masked=not mapped)
     if mapped:
@@ -78,9 +78,9 @@ def write(
         temporary.mkdir()
         files = {name: temporary / f"{name}.onnx" for name in programs}
         for name, program in programs.items():
-            # ONNX Runtime's quantised convolutions are slower than those of float32.
+            # Its makers recommend dynamic quantisation for Transformers and recurrent networks only.
             save(program, files[name], "float32" if name == "backbone" else precision)
-        text = json.dumps(about, ensure_ascii=False, indent=1)
+        text = json.dumps(about, ensure_ascii=False, indent=1, default=str)
         (temporary / "captioner.json").write_text(text, encoding="utf-8")
         return {path.name: path.stat().st_size for path in files.values()}
 
@@ -193,7 +193,9 @@ def _to_onnx(module: nn.Module, given: Mapping[str, Tensor], shapes: Sequence[An
         program = torch.export.export(
             module, tuple(given.values()), dynamic_shapes=(tuple(shapes),), strict=True
         )
-        return torch.onnx.export(program, input_names=list(given), output_names=names, verbose=False)
+        return torch.onnx.export(
+            program, input_names=list(given), output_names=names, dynamo=True, verbose=False
+        )
     except Exception as error:  # of a dozen types, each for something that a graph cannot express
         raise InputError(
             f"the {part} of this model can't be exported to ONNX ({type(error).__name__}: {error!s:.200}); "

@@ -30,6 +30,8 @@ from captioning.objectives.base import Objective, Terms, TrainingData
 from captioning.objectives.cross_entropy import CrossEntropy
 from captioning.vocabulary import END, PAD, START, Vocabulary, tokenize
 
+ROWS = 64  # captions that are scored together
+
 
 class SelfCritical(Objective):
     """Policy gradient of CIDEr-D, optionally mixed with cross-entropy.
@@ -140,12 +142,18 @@ def _evaluating(model: CaptionModel) -> Iterator[None]:
 def _score_captions(model: CaptionModel, batch: Batch, tokens: Tensor) -> Tensor:
     """Compute log p of N captions (N, B, T) of each image, with its gradient: (N, B)."""
     count, images, _ = tokens.shape
-    memory = model.encode(batch.features, batch.mask)  # once an image
-    memory = pick(memory, torch.arange(images, device=tokens.device).repeat(count))
     targets = tokens.flatten(0, 1)  # (N·B, T), sample n of image b in row n·B + b
     inputs = functional.pad(targets[:, :-1], (1, 0), value=START)  # (N·B, T)
-    real = targets != PAD
-    # As everywhere, the head runs on real words only.
-    scores = word_log_probs(model.head(model.unroll(memory, inputs).hidden[real]))  # (words, V)
-    words = scores.gather(-1, targets[real][:, None]).squeeze(-1)  # (words,)
-    return torch.zeros_like(real, dtype=words.dtype).masked_scatter(real, words).sum(1).view(count, images)
+    memory = model.encode(batch.features, batch.mask)  # once an image
+    lengths, order = (targets != PAD).sum(1).sort()
+    log_probs = []
+    # Captions of similar length go together: a Transformer computes their padding too.
+    for rows, sizes in zip(order.split(ROWS), lengths.split(ROWS), strict=True):
+        width = int(sizes[-1])  # the longest is the last
+        words = targets[rows, :width]  # (ROWS, width)
+        output = model.unroll(pick(memory, rows % images), inputs[rows, :width])
+        real = words != PAD
+        scores = word_log_probs(model.head(output.hidden[real]))  # (words, V); the head sees real ones only
+        gains = scores.gather(-1, words[real][:, None]).squeeze(-1)  # (words,)
+        log_probs.append(torch.zeros_like(real, dtype=gains.dtype).masked_scatter(real, gains).sum(1))
+    return torch.cat(log_probs)[order.argsort()].view(count, images)
