@@ -16,6 +16,7 @@ The package in the order in which the data flows:
     objectives/     (model, batch) -> loss; one file per training idea
     checkpoint      what is written beside the weights, and how a model comes back
     portable        the same in one file, with the weights of its backbone; the captioner inside the package
+    graphs          a captioner as ONNX graphs
     predictor       a checkpoint and a photograph -> a caption
     training/       config -> run: assembly, the LightningModule, callbacks, sweeps
     evaluation/     references, scores, comparisons of captions and trainings, baselines, attention pictures

@@ -1,7 +1,7 @@
 """Write a captioner as one file: `python -m captioning.export checkpoint=runs/… output=dog.captioner`.
 
 The file holds the model, its words, a decoding, the backbone's weights, and a card for whoever gets it. All
-commands take it as `checkpoint=`.
+commands take it as `checkpoint=`. With `format=onnx` it is a folder of ONNX graphs.
 """
 
 from captioning.cli import command, quick_help
@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from captioning import __version__, checkpoint, portable
+from captioning import __version__, checkpoint, graphs, portable
 from captioning.errors import InputError
 from captioning.features import check_provenance
 from captioning.files import CONF
@@ -28,8 +28,7 @@ from captioning.vocabulary import printable
 def main(config: DictConfig) -> None:
     options: Any = OmegaConf.to_container(config, resolve=True)
     output = Path(options["output"])
-    if output.suffix != portable.SUFFIX:
-        raise InputError(f"output={output} must end in {portable.SUFFIX}, such as dog{portable.SUFFIX}")
+    check_form(options["format"], output, options["precision"])
     if not isinstance(options["checkpoint"], str):
         raise InputError(
             f"checkpoint={options['checkpoint']} must be one; an ensemble does not fit in a file"
@@ -48,18 +47,33 @@ def main(config: DictConfig) -> None:
         card["scores"] = [read_scores(Path(name)) for name in scores]
     # A portable file that is written again keeps what is not given anew.
     card = {"version": __version__, "commit": commit(), **metadata.get("card", {}), **card}
-    portable.write(
-        output,
-        content,
-        extractor,
-        decoding=options["decoding"],
-        card=card,
-        half=options["half"],
-        trust=trust,
-    )
+    described = {"decoding": options["decoding"], "card": card}
+    if options["format"] == "onnx":
+        described |= {"words": metadata["words"], "precision": options["precision"]}
+        sizes = graphs.write(output, checkpoint.load(path, trust=trust).model, extractor, **described)
+    else:
+        portable.write(output, content, extractor, **described, half=options["half"], trust=trust)
+        sizes = {"": output.stat().st_size}
     for line in card_lines(card):
         print(printable(line))
-    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+    for name, size in sizes.items():
+        print(f"{output / name}: {size / 1e6:.1f} MB")
+
+
+def check_form(form: str, output: Path, precision: str) -> None:
+    """Refuse a format that there is not, and a name or precision that does not go with it.
+
+    Raises:
+        InputError: names what goes together.
+    """
+    if form not in ("captioner", "onnx"):
+        raise InputError(f"format={form} must be captioner or onnx")
+    if form == "captioner" and output.suffix != portable.SUFFIX:
+        raise InputError(f"output={output} must end in {portable.SUFFIX}, such as dog{portable.SUFFIX}")
+    if form == "onnx" and output.suffix == portable.SUFFIX:
+        raise InputError(f"output={output} is a name for format=captioner; give a folder's, such as dog_onnx")
+    if form == "captioner" and precision != "float32":
+        raise InputError(f"precision={precision} goes with format=onnx; a {portable.SUFFIX} file is float16")
 
 
 def as_list(value: Any) -> list[Any]:

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
         ("cache", ["--rows", "64", "--repeats", "1"], "64"),
         ("own_parts", ["--threads", "1", "--repeats", "1"], "attention over 20 words"),
         ("metrics", ["--images", "100", "--repeats", "1"], "reward of 320 candidates"),
+        ("self_critical", ["--threads", "1", "--repeats", "1", "--models", "gru_attention_flickr"], "gru"),
         ("training_step", ["--threads", "1", "--repeats", "1"], "fast, float32"),
     ],
 )

@@ -100,7 +100,9 @@ def test_log_probabilities_are_the_models_own(model: CaptionModel) -> None:
         sample(model, batch.features, max_words=8, top_k=3),
     ):
         inputs = torch.cat([torch.full((6, 1), START), decoded.tokens], 1)[:, :-1]
-        scores = model.head(model(batch.features, inputs).hidden)
+        output = model(batch.features, inputs)
+        torch.testing.assert_close(decoded.attention, output.attention, atol=1e-5, rtol=1e-5)
+        scores = model.head(output.hidden)
         scores[..., [PAD, START]] = -torch.inf
         expected = scores.log_softmax(-1).gather(-1, decoded.tokens[..., None]).squeeze(-1)
         expected = expected.masked_fill(decoded.tokens == PAD, 0)
@@ -123,6 +125,19 @@ def test_finished_rows_stay_finished() -> None:
     ended = (decoded.tokens == END).cumsum(1) - (decoded.tokens == END).long()
     assert (decoded.tokens[ended > 0] == PAD).all() and (decoded.log_probs[ended > 0] == 0).all()
     assert decoded.attention is not None and not decoded.attention[ended > 0].any()
+
+
+def test_captions_that_have_ended_leave_the_batch() -> None:
+    sizes = []
+
+    class Spy(Fixed):
+        def step(self, tokens: Tensor, state: Tensor, memory: Tensor) -> Step:
+            sizes.append(len(tokens))
+            return super().step(tokens, state, memory)
+
+    decoded = sample(Spy([0, 0, 0.5, 0, 0.5]), IMAGES[:1000], max_words=5)
+    running = [1000, *((decoded.tokens != END) & (decoded.tokens != PAD)).sum(0).tolist()]
+    assert sizes == running[:-1]  # half of them end at every step
 
 
 def test_row_t_of_the_attention_belongs_to_word_t() -> None:

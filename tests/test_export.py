@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.graphs import main as compare_graphs
 from captioning import checkpoint, evaluate, export, portable
 from captioning.cli.main import COMMANDS
 from captioning.data import CaptionDataModule
@@ -32,6 +33,7 @@ from captioning.files import PHOTOGRAPHS
 from captioning.predictor import load
 from captioning.training.assembly import build_data, build_module, load_weights, starting_point
 from tests.conftest import compose_config
+from tests.test_graphs import example
 
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 GREEDY = {"_target_": "captioning.decoding.greedy", "_partial_": True, "max_words": 8}
@@ -105,6 +107,27 @@ class TestCaptions:
             )
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.slow
+    def test_onnx_graphs_caption_as_the_run_does(
+        self,
+        run_file: Path,
+        pictures: list[Path],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        folder = tmp_path / "graphs"
+        run_export(f"checkpoint={run_file}", f"output={folder}", "format=onnx", "card=flickr8k")
+        assert f"{folder / 'step.onnx'}: " in capsys.readouterr().out
+        theirs = example()(folder)
+        assert "research and education" in theirs.about["card"]["licence"]
+        found = {theirs.text(theirs.beam(theirs.features(path))) for path in pictures}
+        assert len(found) > 1
+        options = ["--checkpoint", run_file, "--photographs", *pictures]
+        monkeypatch.setattr(sys, "argv", ["graphs", *map(str, [folder, *options])])
+        compare_graphs()
+        assert "8 greedy, 8 beam" in capsys.readouterr().out.splitlines()[-1]
+
     def test_a_portable_file_is_a_member_of_an_ensemble(
         self, file: Path, run_file: Path, pictures: list[Path]
     ) -> None:
@@ -145,6 +168,16 @@ class TestFile:
     def test_an_ensemble_is_refused(self, run_file: Path) -> None:
         with pytest.raises(InputError, match=r"must be one; an ensemble does not fit in a file"):
             run_export(f"checkpoint=[{run_file},{run_file}]", "output=a.captioner")
+
+    def test_what_does_not_go_with_the_format_is_refused(self, run_file: Path) -> None:
+        given = [f"checkpoint={run_file}", "output=a.captioner"]
+        for option, message in (
+            ("format=tflite", "format=tflite must be captioner or onnx"),
+            ("format=onnx", "output=a.captioner is a name for format=captioner; give a folder's"),
+            ("precision=int8", "precision=int8 goes with format=onnx; a .captioner file is float16"),
+        ):
+            with pytest.raises(InputError, match=message):
+                run_export(*given, option)
 
     def test_the_name_must_end_as_such_files_do(self, run_file: Path) -> None:
         with pytest.raises(InputError, match=r"output=a.ckpt must end in .captioner"):

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "captioning"
 COMMANDS = ("train", "extract", "evaluate", "compare", "caption", "app", "export", "baseline", "demo")
 BASE = ("errors", "files", "processes", "tokenizers", "vocabulary")  # layer 0
 ROOMS = ("features", "models", "metrics", "data", "decoding", "objectives")
-LIBRARY = (*BASE, *ROOMS, "checkpoint", "portable")
+LIBRARY = (*BASE, *ROOMS, "checkpoint", "portable", "graphs")
 LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import, besides its own room
     "errors": (),
     "files": (),
@@ -25,6 +25,7 @@ LAYERS: dict[str, tuple[str, ...]] = {  # module: what of ours it may import, be
     "objectives": (*BASE, "models.base", "data.dataset", "decoding", "metrics"),
     "checkpoint": (*BASE, "models.base"),
     "portable": (*BASE, "checkpoint"),
+    "graphs": (*BASE, "models.base", "decoding", "features"),
     "predictor": (*LIBRARY, "evaluation.visualise", "evaluation.attention_html"),  # a caption draws itself
     "training": LIBRARY,
     "evaluation": LIBRARY,
@@ -40,6 +41,7 @@ BORDERS = {  # third-party package: where it may be imported
     "torchvision": ("features",),
     "timm": ("features",),
     "matplotlib": ("evaluation.visualise", "evaluation.fonts", "evaluation.curves"),
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), ("graphs",)),
     **dict.fromkeys(("gradio", "fastapi", "starlette", "uvicorn"), ("app",)),
 }
 TORCHLESS = ("errors", "files", "tokenizers", "vocabulary", "metrics", "cli")

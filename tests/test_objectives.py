@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 
 from captioning.data import Batch
-from captioning.decoding import Decoded, greedy
+from captioning.decoding import Decoded, greedy, sample
+from captioning.decoding.decoded import word_log_probs
 from captioning.errors import InputError
-from captioning.models import CaptionModel, Expectation, HardAttention, Output, RawFeatures, ShowAttendTell
+from captioning.models import (
+    CaptionModel,
+    Expectation,
+    HardAttention,
+    Output,
+    RawFeatures,
+    ShowAttendTell,
+    pick,
+)
 from captioning.models.attention import Regions
 from captioning.models.recurrent import lstm_update
 from captioning.objectives import (
@@ -466,6 +475,41 @@ class TestSelfCritical:
         torch.testing.assert_close(found, wanted, atol=0.06, rtol=0)
         assert wanted[4:].abs().max() > 0.2  # what is compared is far from zero
 
+    def test_its_gradient_is_that_of_words_drawn_one_by_one_with_a_graph(self, family: str) -> None:
+        model, batch, objective = build(family), batch_of([[4]] * 3, counts=[5, 3, 1]), self.objective()
+        torch.manual_seed(3)
+        loss = objective(model.train(), batch).loss
+        torch.manual_seed(3)
+        first = sample(model.eval(), batch.features, batch.mask, max_words=6, num_samples=4)
+        draws = [first, *first.alternatives]
+        tokens, rows = torch.cat([draw.tokens for draw in draws]), torch.arange(3).repeat(4)
+        memory = pick(model.encode(batch.features, batch.mask), rows)
+        state, last, log_probs = model.start(memory), torch.full((12,), START), torch.zeros(12)
+        for word in tokens.unbind(1):
+            step = model.step(last, state, memory)
+            gains = word_log_probs(model.head(step.hidden)).gather(-1, word[:, None]).squeeze(-1)
+            log_probs = log_probs + gains.masked_fill(word == PAD, 0.0)
+            last, state = word, step.state
+        rewards = torch.stack([objective.rewards(batch.image_ids, draw) for draw in draws])
+        advantage = rewards - (rewards.sum(0) - rewards) / 3
+        plain = -(advantage.flatten() * log_probs).mean()
+        found, wanted = (
+            torch.autograd.grad(value, list(model.parameters()), allow_unused=True) for value in (loss, plain)
+        )
+        for one, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+        assert max(float(one.abs().max()) for one in found if one is not None) > 0.01
+
+    def test_dropout_acts_on_neither_pass(self) -> None:
+        gradients = []
+        for dropout in (0.0, 0.5):
+            torch.manual_seed(3)
+            model = build("transformer", dropout=dropout).train()
+            self.objective()(model, batch_of([[4]] * 3)).loss.backward()
+            assert model.training
+            gradients.append(model.output.weight.grad)
+        assert torch.equal(*gradients) and gradients[0].any()
+
     def test_a_better_caption_gains_probability(self) -> None:
         model = build("gru_attention", vocabulary_size=11).train()
         optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
@@ -534,6 +578,8 @@ class TestSelfCritical:
         """Samples that equal the training captions, with advantages of 1, are the cross-entropy again."""
         model, batch = build("gru_attention", vocabulary_size=11), batch_of([[4, 5], [4, 5, 6]])
         batch = batch._replace(references=[("a dog",), ("a dog runs",)])
+        with torch.no_grad():  # decoding never draws these two, so their probability must not count
+            list(model.parameters())[-1][[PAD, START]] = -1e4
         words = batch.tokens[:, 1:]
 
         def as_drawn(*_: object, num_samples: int, **__: object) -> Decoded:

@@ -93,9 +93,7 @@ class TestExtraction:
             )
         assert extract(backbone, images, tmp_path / "f", **run).done_before == 4  # nothing to do
         more = {**images, "more": images["p0"]}
-        with pytest.raises(
-            InputError, match="folder of shards that lacks some of the 5 images; give num_sh"
-        ):
+        with pytest.raises(InputError, match="folder of shards that lacks some of the 5 images; give num_sh"):
             extract(backbone, more, tmp_path / "f", **run)
 
 

@@ -23,6 +23,8 @@ from captioning.errors import InputError
 from captioning.models.base import CaptionModel, pick
 from captioning.vocabulary import END, PAD, START
 
+MOST_KEPT = 0.8  # the share of captions that still run, at or below which the others leave the batch
+
 
 def greedy(
     model: CaptionModel,
@@ -144,30 +146,43 @@ def _one_by_one(
         memory = pick(memory, torch.arange(len(features), device=features.device).repeat(copies))
     state = model.start(memory)
     last = torch.full((batch,), START, device=features.device)
-    ended = torch.zeros(batch, dtype=torch.bool, device=features.device)
+    rows = torch.arange(batch, device=features.device)  # of the A captions that go through the model
+    ended = torch.zeros(batch, dtype=torch.bool, device=features.device)  # (A,)
     only_end = torch.full((model.vocabulary_size,), -torch.inf, device=features.device)
     only_end[END] = 0.0
     tokens: list[Tensor] = []
     log_probs, attention = [], []
     for _ in range(max_words):
         step = model.step(last, state, memory)
-        scores = word_log_probs(model.head(step.hidden))  # (B, V)
-        so_far = torch.stack(tokens, 1) if tokens else last.new_empty(batch, 0)  # (B, t)
-        allowed = apply_rules(rules, so_far, scores)  # (B, V)
+        scores = word_log_probs(model.head(step.hidden))  # (A, V)
+        so_far = torch.stack(tokens, 1)[rows] if tokens else last.new_empty(batch, 0)  # (A, t)
+        allowed = apply_rules(rules, so_far, scores)  # (A, V)
         stuck = torch.isneginf(allowed).all(-1, keepdim=True)
-        chosen = choose(torch.where(stuck, only_end, allowed))  # (B,)
-        # Rows that have ended go through the model with the rest, and are blanked.
+        chosen = choose(torch.where(stuck, only_end, allowed))  # (A,)
         last, state = chosen.masked_fill(ended, PAD), step.state
-        tokens.append(last)
-        log_probs.append(scores.gather(-1, chosen[:, None]).squeeze(-1).masked_fill(ended, 0.0))
+        gains = scores.gather(-1, chosen[:, None]).squeeze(-1).masked_fill(ended, 0.0)
+        tokens.append(_in_rows(rows, last, batch))
+        log_probs.append(_in_rows(rows, gains, batch))
         if step.attention is not None:
-            attention.append(step.attention * ~ended[:, None])
+            attention.append(_in_rows(rows, step.attention * ~ended[:, None], batch))
         ended = ended | (last == END)
-        if ended.all():
+        running = (~ended).nonzero().squeeze(1)
+        if not len(running):
             break
+        # Captions that have ended leave the batch, several at once, because the memory of the rest is copied.
+        if len(running) <= MOST_KEPT * len(rows):
+            rows, last, ended = rows[running], last[running], ended[running]
+            state, memory = pick(state, running), pick(memory, running)
     maps = torch.stack(attention, 1).chunk(copies) if attention else [None] * copies
     samples = zip(
         torch.stack(tokens, 1).chunk(copies), torch.stack(log_probs, 1).chunk(copies), maps, strict=True
     )
     first, *rest = (Decoded(*parts) for parts in samples)
     return first._replace(alternatives=tuple(rest))
+
+
+def _in_rows(rows: Tensor, values: Tensor, batch: int) -> Tensor:
+    """Put values (A, …) into the rows (A,) of zeros (B, …)."""
+    if len(rows) == batch:
+        return values
+    return values.new_zeros(batch, *values.shape[1:]).index_copy(0, rows, values)

@@ -68,8 +68,8 @@ class RegionSequence(nn.Module):
         )
         self.dropout = Dropout(dropout)
 
-    def forward(self, regions: Tensor, mask: Tensor) -> tuple[Tensor, LSTMState]:
-        """Read regions (B, R, D) with mask (B, R).
+    def forward(self, regions: Tensor, mask: Tensor | None) -> tuple[Tensor, LSTMState]:
+        """Read regions (B, R, D) with mask (B, R), or None if all are real.
 
         Returns:
             The states (B, R, H), or (B, R+1, H) with the global feature's at the end; and the last state.
@@ -78,7 +78,9 @@ class RegionSequence(nn.Module):
         if self.global_feature:
             source = torch.cat([regions, masked_mean(regions, mask)[:, None]], 1)  # (B, R+1, D)
         source = self.dropout(self.project(source))  # (B, R+1, E)
-        if mask.all():  # nothing to pack, as for a grid: the faster path, which also runs in bfloat16
+        if (
+            mask is None or mask.all()
+        ):  # nothing to pack, as for a grid: the faster path, which also runs in bfloat16
             states, (hidden, cell) = self.lstm(source)
             return states, _join_directions(hidden, cell)
         return self._read_packed(source.float(), mask)
@@ -163,9 +165,9 @@ class AttentiveTranslator(RecurrentModel):
     def encode(self, features: Tensor, mask: Tensor | None = None) -> TranslatorMemory:
         """Read the regions as a sentence and compute the attention keys of its states."""
         values = self.encoder(features)  # (B, R, D)
+        states, last = self.sequence(values, mask)  # (B, R or R+1, H)
         if mask is None:
             mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
-        states, last = self.sequence(values, mask)  # (B, R or R+1, H)
         source_mask = mask
         if self.sequence.global_feature:
             source_mask = torch.cat([mask, mask[:, :1]], 1)  # every image has at least one region

@@ -136,6 +136,9 @@ def pick(tree: Tree, index: Any) -> Tree:
     if tree is None:
         return None
     if isinstance(tree, Tensor):
+        if isinstance(index, Tensor) and index.dim() == 1 and index.dtype == torch.int64:
+            # On a CPU the backward pass of `tree[index]` adds number by number, this one's row by row.
+            return tree.index_select(0, index)
         return tree[index]
     parts = [pick(part, index) for part in tree]
     return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)

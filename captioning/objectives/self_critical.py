@@ -6,22 +6,32 @@
 r is CIDEr-D with document frequencies of the training references; END counts as a word in every n-gram,
 which keeps captions from ending in "with a". Words are the vocabulary's tokens, not PTB's, in references
 and samples alike. The baseline b_k is the mean reward of the image's other samples (`leave_one_out`), or
-the reward of the greedy caption in evaluation mode (`greedy`, the original).
+the reward of the greedy caption (`greedy`, the original).
+
+Captions are drawn without a graph; one teacher-forced pass over all of them then gives log p its gradient.
+Both run in evaluation mode: with dropout, the second pass would drop other units than the first, and words
+would be scored by another distribution than the one they were drawn from. So what is raised is the expected
+reward of the model as it will be used. Dropout still acts on the cross-entropy that is mixed in.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from captioning.data.dataset import Batch, pad_captions
 from captioning.decoding import Decoded, greedy, sample
+from captioning.decoding.decoded import word_log_probs
 from captioning.errors import InputError
 from captioning.metrics import CiderD, DocumentFrequencies
-from captioning.models.base import CaptionModel
+from captioning.models.base import CaptionModel, pick
 from captioning.objectives.base import Objective, Terms, TrainingData
 from captioning.objectives.cross_entropy import CrossEntropy
-from captioning.vocabulary import END, PAD, Vocabulary
+from captioning.vocabulary import END, PAD, START, Vocabulary
+
+ROWS = 64  # captions that are scored together
 
 
 class SelfCritical(Objective):
@@ -88,14 +98,17 @@ class SelfCritical(Objective):
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `reward`, the mean CIDEr-D times 100, and `nll` if it has a share."""
-        drawn = sample(
-            model, batch.features, batch.mask, max_words=self.max_words, num_samples=self.num_samples
-        )
-        draws = [drawn, *drawn.alternatives]
-        rewards = torch.stack([self.rewards(batch.image_ids, draw) for draw in draws])  # (N, B)
-        advantage = (rewards - self._baseline_rewards(model, batch, rewards)).to(batch.features.device)
-        log_probs = torch.stack([draw.log_probs.sum(1) for draw in draws])  # (N, B)
+        with _evaluating(model):
+            with torch.no_grad():
+                drawn = sample(
+                    model, batch.features, batch.mask, max_words=self.max_words, num_samples=self.num_samples
+                )
+                draws = [drawn, *drawn.alternatives]
+                rewards = torch.stack([self.rewards(batch.image_ids, draw) for draw in draws])  # (N, B)
+                baseline = self._baseline_rewards(model, batch, rewards)
+            log_probs = _score_captions(model, batch, torch.stack([draw.tokens for draw in draws]))  # (N, B)
         num_words = torch.stack([(draw.tokens != PAD).sum() for draw in draws]).sum()
+        advantage = (rewards - baseline).to(log_probs.device)  # (N, B)
         loss = self.cross_entropy.normalise(-(advantage * log_probs).sum(), num_words, log_probs.numel())
         logged = {"reward": 100 * rewards.mean()}
         if self.cross_entropy_share:
@@ -123,8 +136,35 @@ class SelfCritical(Objective):
         """Return the baseline of every sample, (N, B) or (B,), from the samples' rewards (N, B)."""
         if self.baseline == "leave_one_out":
             return (rewards.sum(0) - rewards) / (len(rewards) - 1)
-        training = model.training
-        with torch.no_grad():
-            best = greedy(model.eval(), batch.features, batch.mask, max_words=self.max_words)
-        model.train(training)
+        best = greedy(model, batch.features, batch.mask, max_words=self.max_words)
         return self.rewards(batch.image_ids, best)
+
+
+@contextmanager
+def _evaluating(model: CaptionModel) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _score_captions(model: CaptionModel, batch: Batch, tokens: Tensor) -> Tensor:
+    """Compute log p of N captions (N, B, T) of each image, with its gradient: (N, B)."""
+    count, images, _ = tokens.shape
+    targets = tokens.flatten(0, 1)  # (N·B, T), sample n of image b in row n·B + b
+    inputs = functional.pad(targets[:, :-1], (1, 0), value=START)  # (N·B, T)
+    memory = model.encode(batch.features, batch.mask)  # once an image
+    lengths, order = (targets != PAD).sum(1).sort()
+    log_probs = []
+    # Captions of similar length go together: a Transformer computes their padding too.
+    for rows, sizes in zip(order.split(ROWS), lengths.split(ROWS), strict=True):
+        width = int(sizes[-1])  # the longest is the last
+        words = targets[rows, :width]  # (ROWS, width)
+        output = model.unroll(pick(memory, rows % images), inputs[rows, :width])
+        real = words != PAD
+        scores = word_log_probs(model.head(output.hidden[real]))  # (words, V); the head sees real ones only
+        gains = scores.gather(-1, words[real][:, None]).squeeze(-1)  # (words,)
+        log_probs.append(torch.zeros_like(real, dtype=gains.dtype).masked_scatter(real, gains).sum(1))
+    return torch.cat(log_probs)[order.argsort()].view(count, images)
