@@ -50,8 +50,7 @@ def write_report(
     Returns:
         the tables of the report, scores first.
     """
-    settings = evaluations[:num_first], evaluations[num_first:] if num_first else []
-    paired = _tested(*settings, seed, resamples) if num_first or len(evaluations) == 2 else {}
+    paired, scores = _test(evaluations, num_first, seed=seed, resamples=resamples)
     content = {
         "references": references.name,
         "num_images": len(references.records),
@@ -59,30 +58,41 @@ def write_report(
         "tokens": str(references.tokens),
         "document_frequencies": references.frequencies.source if references.frequencies else None,
         "systems": [{"name": evaluation.name, **to_json(evaluation)} for evaluation in evaluations],
-        "paired": {metric: _test(test) for metric, test in paired.items() if not math.isnan(test.p_value)},
+        "paired": paired,
         "options": dict(options or {}),
         **(details or {}),
     }
     text = json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False)
     write_text(Path(folder) / "images.csv", images_csv(evaluations))
     write_text(Path(folder) / "scores.json", f"{text}\n")
-    scores = settings_score_table(*settings, paired) if num_first else score_table(evaluations, paired)
     tables = [scores, diversity_table(evaluations)]
     if evaluations[0].lengths:  # none where no metric could be computed
         tables.append(length_table(evaluations))
     return tables
 
 
-def _tested(
-    first: Sequence[Evaluation], second: Sequence[Evaluation], seed: int, resamples: int
-) -> Mapping[str, Any]:
-    """Test several runs of two settings, or two systems where there is one list of two, by metric."""
-    return compare_settings(first, second) if second else compare(*first, seed=seed, resamples=resamples)
-
-
-def _test(test: Any) -> dict[str, Any]:
-    scores = {name: percent(value) for name, value in test._asdict().items() if name != "p_value"}
-    return {**scores, "p_value": round(test.p_value, 6)}
+def _test(
+    evaluations: Sequence[Evaluation], num_first: int | None, *, seed: int, resamples: int
+) -> tuple[dict[str, Any], Table]:
+    """Test whether systems, or settings, differ: JSON-ready by metric, and the table of scores."""
+    tests: Mapping[str, Any] = {}
+    if num_first:
+        first, second = evaluations[:num_first], evaluations[num_first:]
+        tests = compare_settings(first, second)
+        table = settings_score_table(first, second, tests)
+    else:
+        if len(evaluations) == 2:
+            tests = compare(*evaluations, seed=seed, resamples=resamples)
+        table = score_table(evaluations, tests)
+    content = {
+        metric: {
+            **{name: percent(value) for name, value in test._asdict().items() if name != "p_value"},
+            "p_value": round(test.p_value, 6),
+        }
+        for metric, test in tests.items()
+        if not math.isnan(test.p_value)
+    }
+    return content, table
 
 
 def print_table(table: Table) -> None:
