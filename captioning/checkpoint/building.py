@@ -90,7 +90,7 @@ def build_data(data: Mapping[str, Any], *, trust: Sequence[str] = (), **override
         overrides: arguments that replace options of the same name.
     """
     reader = build_reader(data["reader"], trust=trust)
-    plain = {key: value for key, value in data.items() if key not in ("reader", "prepare")}
+    plain = {key: value for key, value in data.items() if key not in ("reader", "prepare", "places")}
     return build({**plain, **overrides}, "data", trust, reader=reader)
 
 

@@ -16,6 +16,7 @@ from captioning.data.dataset import (
     collate,
     own_process_group,
 )
+from captioning.data.places import Places
 from captioning.data.records import Annotated, one_picture_per_id
 from captioning.data.summary import log_summary
 from captioning.errors import InputError
@@ -51,6 +52,7 @@ class CaptionDataModule(LightningDataModule):
         provenance: what the features must be made with, see `check_provenance`.
         words: the vocabulary of a checkpoint to start from; built from the captions when None.
         feature_splits: splits whose features must be in the cache.
+        places: where the things that a validation caption names lie, for the pointing score of attention.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class CaptionDataModule(LightningDataModule):
         provenance: Mapping[str, Any] | None = None,
         words: Sequence[str] | None = None,
         feature_splits: Sequence[str] = ("train", "val"),
+        places: Places | None = None,
     ) -> None:
         super().__init__()
         if train_on not in ("captions", "images"):
@@ -92,7 +95,7 @@ class CaptionDataModule(LightningDataModule):
         self.seed, self.bucket_pool = seed, bucket_pool
         self.vocabulary_splits, self.train_on = tuple(vocabulary_splits), train_on
         self.prepare, self.check, self.provenance = prepare, check, provenance or {}
-        self.feature_splits = tuple(feature_splits)
+        self.feature_splits, self.places = tuple(feature_splits), places
         self.vocabulary: Vocabulary | None = Vocabulary(words) if words is not None else None
         self.records: dict[str, list[Annotated]] = {}
         self._position: dict[str, Any] = {"epoch": 0}

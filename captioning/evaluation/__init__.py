@@ -24,7 +24,7 @@ from captioning.evaluation.references import References
 from captioning.evaluation.report import write_report
 from captioning.evaluation.results import read_results, read_systems, results_json
 from captioning.evaluation.scoring import Evaluation, compare, score
-from captioning.evaluation.visualise import attention_figure, close, grid_margin, picture_paths, save
+from captioning.evaluation.visualise import attention_figure, close, picture_paths, save
 
 __all__ = [
     "CaptionFile",
@@ -36,7 +36,6 @@ __all__ = [
     "check_options",
     "close",
     "compare",
-    "grid_margin",
     "most_frequent",
     "nearest_neighbour",
     "picture_paths",

@@ -15,8 +15,10 @@ from captioning.data.dataset import Batch
 from captioning.decoding import Decoded
 from captioning.errors import InputError
 from captioning.metrics import score_all
+from captioning.metrics.pointing import Pointing, pool_pointing
 from captioning.models.base import CaptionModel
 from captioning.objectives import CrossEntropy, Objective
+from captioning.training.attention_pointing import point
 from captioning.training.attention_statistics import (
     AttentionStatistics,
     attention_statistics,
@@ -33,7 +35,9 @@ class CaptioningModule(LightningModule):
     """Trains a model with an objective; after each epoch captions the validation images and scores them.
 
     Logs `train/*` (what the objective logs), `val/nll` (nats a word), `val/perplexity`, and BLEU-4 and
-    CIDEr-D of the validation images times 100, as `val/bleu_4` and `val/cider_d`.
+    CIDEr-D of the validation images times 100, as `val/bleu_4` and `val/cider_d`. Of
+    attention it logs entropy and change (see `attention_statistics`) and, where the data know places, the
+    share of words whose attention lies on what they name, `val/attention_pointing` (see `metrics.pointing`).
 
     Args:
         model: any caption model.
@@ -65,6 +69,7 @@ class CaptioningModule(LightningModule):
         self._candidates: dict[str, str] = {}
         self._references: dict[str, tuple[str, ...]] = {}
         self._attention: list[AttentionStatistics] = []
+        self._pointing: list[Pointing] = []
         self._collapsed = False
         self._sums: dict[str, Tensor] = {}  # of this epoch: what is logged times the number of words
         self._num_words = 0  # that the sums are over
@@ -121,6 +126,8 @@ class CaptioningModule(LightningModule):
             self._candidates[image_id] = self.vocabulary.decode(tokens)
         if decoded.attention is not None:
             self._attention.append(attention_statistics(decoded.attention, batch.mask))
+            data = getattr(self.trainer, "datamodule", None)
+            self._pointing.append(point(decoded, batch, data))
         self._references.update(zip(batch.image_ids, batch.references, strict=True))
 
     def on_validation_epoch_end(self) -> None:
@@ -135,7 +142,7 @@ class CaptioningModule(LightningModule):
             self._log_attention()
         if not self.trainer.sanity_checking:
             self._record_history()
-        self._candidates, self._references, self._attention = {}, {}, []
+        self._candidates, self._references, self._attention, self._pointing = {}, {}, [], []
 
     def _record_history(self) -> None:
         """Add this epoch's validation to the history that a checkpoint carries."""
@@ -153,6 +160,8 @@ class CaptioningModule(LightningModule):
         statistics = pool(self._attention)
         self.log("val/attention_entropy", statistics.entropy)
         self.log("val/attention_change", statistics.change)
+        if (pointing := pool_pointing(self._pointing)).words:
+            self.log("val/attention_pointing", pointing.score)
         message = describe_collapse(statistics)
         if message and not self._collapsed:
             log.warning(
