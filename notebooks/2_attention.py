@@ -1,0 +1,250 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Does attention look at what it says?
+#
+# An attention picture is convincing: the word *circle*, and light on a circle. But nothing in the loss asks for that. The loss asks
+# for the right word, and a model may find it by looking elsewhere. On photographs one picture at a time can be judged by eye. On
+# the drawn scenes of [1_the_post](1_the_post.ipynb) the place of every shape is known, so looking can be **measured**.
+#
+# This notebook
+#
+# 1. defines the **pointing score**;
+# 2. trains **seven attentions** on the same pictures: the post's, the same with one repair, soft and hard (Xu et al. 2015), adaptive (Lu
+#    et al. 2017), two-level (Anderson et al. 2018), multi-head (Vaswani et al. 2017);
+# 3. finds out **why** some look in the wrong place although their captions are right;
+# 4. lets attention **collapse** on purpose, and shows the two statistics that notice.
+
+# %%
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from IPython.display import Markdown, display
+
+from captioning import load
+from captioning.data import ToyPlaces, read_toy
+from captioning.data.toy import COLOURS, KINDS, is_true, read_scenes
+from captioning.features.grid import cell_boxes
+from captioning.files import CONF
+from captioning.metrics.pointing import pool_pointing, score_pointing
+from captioning.training import assemble
+
+FAST = os.environ.get("CAPTIONING_NOTEBOOKS") == "fast"  # a few scenes and one epoch, to test that the cells run
+FOLDER = Path(os.environ.get("CAPTIONING_NOTEBOOK_RUNS", "runs/notebooks")) / "2_attention"
+SEEDS = [0]  # more seeds, more minutes: about 2 a model and seed on 2 cores
+
+COMMON = ["experiment=toy", "logger=csv", "max_epochs=4", "data.batch_size=128", "trainer.callbacks.4.num_images=0"]
+if FAST:
+    COMMON += [f"data_root={FOLDER}/data", "data.reader.scenes={train: 40, val: 20, test: 20}", "max_epochs=1"]
+
+
+def compose_run(*options):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", [*COMMON, *options])
+
+
+# %% [markdown]
+# ## 1. The pointing score
+#
+# Take every word that rightly names something whose place is known: here a colour followed by its kind, where such a shape exists. Take
+# the region with the largest weight for that word. The word hits if that region's centre lies in the shape's box. The score is the
+# share of words that hit. (It is the *pointing game* of Zhang et al. 2016.) Words that name something that is not there do not
+# count: that is a matter of the other metrics.
+#
+# In ten lines, for a grid of cells:
+
+
+# %%
+def point(attention, cells, places):
+    """attention (T, R), cells (R, 4), places {position of a word: boxes (n, 4)} -> hits, words"""
+    hits = 0
+    for position, boxes in places.items():
+        left, top, right, bottom = cells[attention[position].argmax()]
+        x, y = (left + right) / 2, (top + bottom) / 2
+        hits += any(x1 <= x <= x2 and y1 <= y <= y2 for x1, y1, x2, y2 in boxes)
+    return hits, len(places)
+
+
+cells = cell_boxes((2, 2), (2, 2))  # a grid of 2 × 2 cells: (4, 4)
+maps = np.array([[0.1, 0.6, 0.1, 0.2], [0.4, 0.2, 0.2, 0.2]])  # two words: the second cell, then the first
+box = np.array([[0.6, 0.1, 0.9, 0.4]])  # something in the upper right
+print(point(maps, cells, {0: box, 1: box}), score_pointing(maps, cells, {0: box, 1: box}))  # the package's own
+
+# %% [markdown]
+# A training run logs it as `val/attention_pointing` wherever its data know places (`data.places`): these scenes, and COCO with its
+# `instances_*.json`.
+#
+# ## 2. Seven attentions
+#
+# All get the same features, words, epochs and, as far as their designs allow, sizes.
+
+# %%
+SMALL = ["model.hidden_dim=256", "model.embedding_dim=64", "model.dropout=0", "encoder@model.encoder=projection_128"]
+FAMILIES = {
+    "the post's": ["model=gru_attention_small", "model.word_query=null"],
+    "the post's, asking with the last word": ["model=gru_attention_small"],
+    "soft": ["model=show_attend_tell", *SMALL, "model.attention.attention_dim=128"],
+    "hard": ["model=show_attend_tell_hard", "objective=reinforce", *SMALL, "model.attention.attention_dim=128"],
+    "adaptive": ["model=adaptive", *SMALL[:3], "model.attention_dim=128"],
+    "two-level": ["model=up_down", *SMALL, "model.attention_dim=128"],
+    "multi-head": ["model=transformer", "model.hidden_dim=128", "model.mlp_dim=256", "model.num_layers=2", "model.dropout=0", "optimizer.lr=1e-3"],
+}
+
+
+def train(name, options, seed):
+    """Train a family, unless its run folder is there already; return the folder."""
+    folder = FOLDER / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
+    if not (folder / "summary.json").exists():
+        assemble(compose_run(*options, f"seed={seed}", f"output_dir={folder}")).fit()
+    return folder
+
+
+folders = {(name, seed): train(name, options, seed) for name, options in FAMILIES.items() for seed in SEEDS}
+
+# %% [markdown]
+# Now each of them captions the 200 test scenes, which no run has seen, and is scored for truth and for pointing.
+
+# %%
+toy = compose_run("output_dir=none").data.reader
+records = [record for record in read_toy(toy.root, toy.scenes, toy.seed) if record.split == "test"]
+scenes, places = read_scenes(f"{toy.root}/captions_test.json"), ToyPlaces(f"{toy.root}/captions_test.json")
+
+
+def caption_test(folder):
+    return load(folder / "checkpoints" / "last.ckpt", decoding="greedy")([r.path for r in records], batch_size=50)
+
+
+def pointing(captions, only=lambda caption, position: True):
+    """Pool the score over captions, of the words that `only` chooses."""
+    parts = []
+    for record, caption in zip(records, captions, strict=True):
+        cells = cell_boxes(caption.image_size, caption.grid)
+        known = places(record.image_id, caption.words).items()
+        parts.append(score_pointing(caption.attention, cells, {p: boxes for p, boxes in known if only(caption, p)}))
+    return pool_pointing(parts)
+
+
+found = {key: caption_test(folder) for key, folder in folders.items()}
+rows = ["| attention | seed | true captions | pointing | words |", "|---|---|---|---|---|"]
+for (name, seed), captions in found.items():
+    true = np.mean([is_true(c.text, scenes[r.image_id]) for r, c in zip(records, captions, strict=True)])
+    score = pointing(captions)
+    rows.append(f"| {name} | {seed} | {true:.1%} | {score.score:.3f} | {score.words} |")
+cells = cell_boxes(found[next(iter(found))][0].image_size, found[next(iter(found))][0].grid)
+share = [len(cells) and score_pointing(np.eye(64), cells, dict.fromkeys(range(64), np.array([shape.box()]))).score
+         for scene in scenes.values() for shape in scene.shapes]  # fmt: skip
+rows.append(f"| a cell at random | | | {np.mean(share):.3f} | |")
+display(Markdown("\n".join(rows)))
+
+# %% [markdown]
+# The numbers that were measured with more epochs and seeds stand in [RESULTS.md](RESULTS.md#where-attention-points).
+#
+# The same scene through all eyes:
+
+# %%
+example = next(row for row, record in enumerate(records) if len(scenes[record.image_id].shapes) == 2)
+for (name, seed), captions in found.items():
+    if seed == SEEDS[0]:
+        figure = captions[example].show()
+        figure.suptitle(f"{name}: {captions[example].text}")
+        display(figure)
+
+# %% [markdown]
+# ## 3. Why right words come with wrong looks
+#
+# Split the score by how the word stands in its caption: a colour or a kind, of the shape that is named first or of a later one. A
+# scene with a single shape leaves nothing to choose, so take those with more.
+
+# %%
+def parts(captions):
+    counts = {(kind, first): [] for kind in ("colour", "kind") for first in (True, False)}
+    several = {record.path for record in records if len(scenes[record.image_id].shapes) > 1}
+    for kind, first in counts:
+        words = COLOURS if kind == "colour" else KINDS
+
+        def only(caption, position, words=words, first=first):
+            named_before = any(word in KINDS for word in caption.words[: position - (words is KINDS) ])
+            return caption.source in several and caption.words[position] in words and named_before is not first
+
+        counts[kind, first] = pointing(captions, only)
+    return counts
+
+
+rows = ["| attention | first: colour | first: kind | later: colour | later: kind |", "|---|---|---|---|---|"]
+for (name, _), captions in found.items():
+    split = parts(captions)
+    shown = [f"{split[key].score:.2f}" for key in (("colour", True), ("kind", True), ("colour", False), ("kind", False))]
+    rows.append(" | ".join([f"| {name}", *shown, ""]))
+display(Markdown("\n".join(rows)))
+
+# %% [markdown]
+# Look at the post's model, at the *kind* of the shape that is named first. It says "a red square" and looks at the green circle about as
+# often as at the red square, though it gets *square* right. How?
+#
+# Its question is $h_{t-1}$, computed before $y_{t-1}$ was read. When attention looks for the kind, it does not know which colour
+# was just said: in training it was red in one sentence and green in the next. So it must look at both, and the GRU, which
+# *does* read the colour, picks the right kind out of the mixture. The words are right. The look is not evidence for them.
+#
+# In the families that ask *after* reading the last word (adaptive, two-level, multi-head) attention knows what was said. The post's
+# model can be mended likewise, with one matrix: $z_t = \mathrm{attention}(h_{t-1} + W_y E y_{t-1};\, a)$. That is
+# `model.word_query`, a `torch.nn.Linear` from a word's vector to the state's size, and nothing if it is `null`, as in the post.
+#
+# The *colour* of the shape that is named first stays hard for all of them, and for a reason that no model can mend: which shape will be
+# named first is not decided yet when attention looks. Whatever the model says is right half of the time in training.
+#
+# ## 4. Collapse
+#
+# Attention can also fail without any word showing it: when it spreads evenly over all regions, or gives every word the same map. Both leave
+# the mean region. Take the post's model and hold the last vector of the score, $v$, at zero: all energies are equal.
+
+# %%
+run = assemble(compose_run(*FAMILIES["the post's"], "max_epochs=1", f"output_dir={FOLDER}/collapsed"))
+score = run.module.model.attention.score
+torch.nn.init.zeros_(score.weight)
+score.requires_grad_(False)
+run.fit()
+
+# %% [markdown]
+# The training log above has warned: *attention has collapsed*. Two statistics, logged after every epoch, see it (the pointing score would
+# too, but needs places):
+#
+# - `val/attention_entropy`: the entropy of a map as a share of the greatest possible, $-\sum_i \alpha_i \log \alpha_i / \log R$. 1 is even.
+# - `val/attention_change`: how much of the attention moves from one word to the next, $\frac12 \sum_i |\alpha_{t,i} - \alpha_{t-1,i}|$. 0
+#   is the same map for every word.
+
+# %%
+history = {"collapsed": run.module.history[-1]}
+for (name, seed), folder in folders.items():
+    history[f"{name}, seed {seed}"] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["captioning"]["history"][-1]
+rows = ["| attention | nats a word | CIDEr-D | entropy | change |", "|---|---|---|---|---|"]
+for name, epoch in history.items():
+    rows.append(f"| {name} | {epoch['nll']:.3f} | {epoch['cider_d']:.1f} | {epoch['attention_entropy']:.3f} | {epoch['attention_change']:.3f} |")
+display(Markdown("\n".join(rows)))
+
+# %% [markdown]
+# Read the captions of a collapsed model before you believe a good score:
+
+# %%
+for caption in load(FOLDER / "collapsed" / "checkpoints" / "last.ckpt", decoding="greedy")([r.path for r in records[:4]]):
+    print(caption.text)
+
+# %% [markdown]
+# Hard attention collapses by itself when its reward is too noisy: with the authors' moving-average baseline its entropy stayed at 0.9998 of
+# the greatest possible on photographs ([RESULTS.md](RESULTS.md#show-attend-and-tell-soft-hard-doubly-stochastic)).
+#
+# **To try.** Sharpen maps by adding their entropy to the loss (an objective is one file, see
+# [CONTRIBUTING](../.github/CONTRIBUTING.md#an-objective)). Does the score rise? Do captions get better? Then
+# [3_your_own](3_your_own.ipynb).
