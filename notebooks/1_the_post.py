@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     name: python3
@@ -38,10 +40,11 @@
 # %% [markdown]
 # ## Settings
 #
-# To run the same cells on COCO's photographs, as the post does, change one line: `EXPERIMENT = "coco30k"`, after
-# `captioning extract experiment=coco30k download=true`, which fetches 19 GB. That takes a GPU, or patience.
+# To run the same cells on COCO's photographs, as the post does, change one line: `EXPERIMENT, EPOCHS = "coco30k", 20`,
+# after `captioning extract experiment=coco30k download=true`, which fetches 19 GB. That takes a GPU, or patience.
 
 # %%
+# %matplotlib inline
 import os
 from pathlib import Path
 
@@ -57,13 +60,15 @@ from captioning.files import CONF
 from captioning.metrics import score_all
 from captioning.training import assemble, trace_shapes
 
-EXPERIMENT = "toy"
+EXPERIMENT, EPOCHS = "toy", 6
+if Path.cwd().name == "notebooks":
+    os.chdir("..")  # data/ and runs/ lie beside notebooks/, as for the commands
 FAST = os.environ.get("CAPTIONING_NOTEBOOKS") == "fast"  # a few scenes and epochs, to test that the cells run
 FOLDER = Path(os.environ.get("CAPTIONING_NOTEBOOK_RUNS", "runs/notebooks")) / f"1_the_post_{EXPERIMENT}"
 
-options = [f"experiment={EXPERIMENT}", "prepare=true", "logger=csv", f"output_dir={FOLDER}"]
+options = [f"experiment={EXPERIMENT}", f"max_epochs={EPOCHS}", "prepare=true", "logger=csv", f"output_dir={FOLDER}"]
 if FAST:
-    options += [f"data_root={FOLDER}/data", "data.reader.scenes={train: 60, val: 20, test: 10}", "max_epochs=5"]
+    options += [f"data_root={FOLDER}/data", "data.reader.scenes={train: 32, val: 8, test: 4}", "max_epochs=5"]
 with initialize_config_dir(str(CONF), version_base="1.3"):
     config = compose("train", options)
 

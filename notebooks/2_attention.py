@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     name: python3
@@ -26,6 +28,7 @@
 # 4. lets attention **collapse** on purpose, and shows the two statistics that notice.
 
 # %%
+# %matplotlib inline
 import os
 from pathlib import Path
 
@@ -42,13 +45,15 @@ from captioning.files import CONF
 from captioning.metrics.pointing import pool_pointing, score_pointing
 from captioning.training import assemble
 
+if Path.cwd().name == "notebooks":
+    os.chdir("..")  # data/ and runs/ lie beside notebooks/, as for the commands
 FAST = os.environ.get("CAPTIONING_NOTEBOOKS") == "fast"  # a few scenes and one epoch, to test that the cells run
 FOLDER = Path(os.environ.get("CAPTIONING_NOTEBOOK_RUNS", "runs/notebooks")) / "2_attention"
 SEEDS = [0]  # more seeds, more minutes: about 2 a model and seed on 2 cores
 
-COMMON = ["experiment=toy", "logger=csv", "max_epochs=4", "data.batch_size=128", "trainer.callbacks.4.num_images=0"]
+COMMON = ["experiment=toy", "logger=csv", "max_epochs=4", "data.batch_size=128"]
 if FAST:
-    COMMON += [f"data_root={FOLDER}/data", "data.reader.scenes={train: 40, val: 20, test: 20}", "max_epochs=1"]
+    COMMON += [f"data_root={FOLDER}/data", "data.reader.scenes={train: 16, val: 8, test: 8}", "max_epochs=1"]
 
 
 def compose_run(*options):
@@ -94,8 +99,8 @@ print(point(maps, cells, {0: box, 1: box}), score_pointing(maps, cells, {0: box,
 # %%
 SMALL = ["model.hidden_dim=256", "model.embedding_dim=64", "model.dropout=0", "encoder@model.encoder=projection_128"]
 FAMILIES = {
-    "the post's": ["model=gru_attention_small", "model.word_query=null"],
-    "the post's, asking with the last word": ["model=gru_attention_small"],
+    "as posted": ["model=gru_attention_small", "model.word_query=null"],
+    "asking with the last word": ["model=gru_attention_small"],
     "soft": ["model=show_attend_tell", *SMALL, "model.attention.attention_dim=128"],
     "hard": ["model=show_attend_tell_hard", "objective=reinforce", *SMALL, "model.attention.attention_dim=128"],
     "adaptive": ["model=adaptive", *SMALL[:3], "model.attention_dim=128"],
@@ -106,7 +111,7 @@ FAMILIES = {
 
 def train(name, options, seed):
     """Train a family, unless its run folder is there already; return the folder."""
-    folder = FOLDER / f"{name.replace(' ', '_').replace(',', '')}_{seed}"
+    folder = FOLDER / f"{name.replace(' ', '_')}_{seed}"
     if not (folder / "summary.json").exists():
         assemble(compose_run(*options, f"seed={seed}", f"output_dir={folder}")).fit()
     return folder
@@ -211,7 +216,7 @@ display(Markdown("\n".join(rows)))
 # the mean region. Take the post's model and hold the last vector of the score, $v$, at zero: all energies are equal.
 
 # %%
-run = assemble(compose_run(*FAMILIES["the post's"], "max_epochs=1", f"output_dir={FOLDER}/collapsed"))
+run = assemble(compose_run(*FAMILIES["as posted"], "max_epochs=1", f"output_dir={FOLDER}/collapsed"))
 score = run.module.model.attention.score
 torch.nn.init.zeros_(score.weight)
 score.requires_grad_(False)

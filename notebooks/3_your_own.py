@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     name: python3
@@ -27,6 +29,7 @@
 # your table into `TABLE` to use yours.
 
 # %%
+# %matplotlib inline
 import csv
 import os
 import subprocess
@@ -39,9 +42,11 @@ import captioning
 from captioning.data import draw_toy, read_toy
 from captioning.files import PHOTOGRAPHS
 
+if Path.cwd().name == "notebooks":
+    os.chdir("..")  # data/ and runs/ lie beside notebooks/, as for the commands
 FAST = os.environ.get("CAPTIONING_NOTEBOOKS") == "fast"  # a few scenes and one epoch, to test that the cells run
 FOLDER = Path(os.environ.get("CAPTIONING_NOTEBOOK_RUNS", "runs/notebooks")).absolute() / "3_your_own"
-SCENES = {"train": 40, "val": 10} if FAST else {"train": 2000, "val": 100}
+SCENES = {"train": 24, "val": 8} if FAST else {"train": 2000, "val": 100}
 FOLDER.mkdir(parents=True, exist_ok=True)
 
 # %% [markdown]
@@ -170,7 +175,10 @@ for name, content in FILES.items():
     (FOLDER / name).write_text(content.lstrip())
 
 # %% [markdown]
-# Now the command line, from that folder. `captioning train …` in a terminal is the same as `python -m captioning.train …`.
+# ## 5. Train, and compare settings
+#
+# From the command line, in that folder. `captioning train …` in a terminal is the same as `python -m captioning.train …`. With `-m` it trains once
+# for each combination of the options that have several values, and compares the runs at the end. Here: two learning rates.
 
 
 # %%
@@ -190,28 +198,21 @@ MINE = [
     "features=patches", "model=look_after_reading", "trainer.precision=32", "logger=csv",
     f"max_epochs={1 if FAST else 8}",
 ]  # fmt: skip
-run("train", *MINE, "optimizer.lr=2e-3", f"hydra.run.dir={FOLDER}/run")
-
-# %% [markdown]
-# To load the checkpoint, say that you vouch for the package that it names. (A checkpoint of a stranger may not name any class it likes.)
-
-# %%
-sys.path.insert(0, str(FOLDER))  # where my_captioning lies
-mine = captioning.load(FOLDER / "run", trust=["my_captioning"])
-picture = FOLDER / "mine" / "toy" / "images" / "val_00002.jpg"
-display(mine(picture).show())
-
-# %% [markdown]
-# ## 5. A sweep
-#
-# `-m` trains once for each combination of the options that have several values, and compares the runs.
-
-# %%
 run("train", "-m", *MINE, "optimizer.lr=1e-3,4e-3", f"hydra.sweep.dir={FOLDER}/sweep")
 print((FOLDER / "sweep" / "comparison.csv").read_text())
 
 # %% [markdown]
-# Which one is better may be chance: repeat it with more seeds (`seed=0,1,2`) before you believe a difference. Optuna, several processes and SLURM are
+# To load a checkpoint, say that you vouch for the package that it names. (A stranger's checkpoint may not name any class it likes.)
+
+# %%
+sys.path.insert(0, str(FOLDER))  # where my_captioning lies
+best = next(csv.DictReader((FOLDER / "sweep" / "comparison.csv").open()))["folder"]  # the best comes first
+mine = captioning.load(best, trust=["my_captioning"])
+picture = FOLDER / "mine" / "toy" / "images" / "val_00002.jpg"
+display(mine(picture).show())
+
+# %% [markdown]
+# Which rate is better may be chance: repeat the sweep with more seeds (`seed=0,1,2`) before you believe a difference. Optuna, several processes and SLURM are
 # described in [conf/README.md](../conf/README.md).
 #
 # ## 6. A file to give away
@@ -220,7 +221,7 @@ print((FOLDER / "sweep" / "comparison.csv").read_text())
 # names of your own classes must be installed where it is used.)
 
 # %%
-run("export", f"checkpoint={FOLDER}/run", f"output={FOLDER}/mine.captioner", "trust=[my_captioning]")
+run("export", f"checkpoint={best}", f"output={FOLDER}/mine.captioner", "trust=[my_captioning]")
 print(f"{(FOLDER / 'mine.captioner').stat().st_size / 2**20:.1f} MB")
 print(captioning.load(FOLDER / "mine.captioner", trust=["my_captioning"])(picture).text)
 
