@@ -9,10 +9,11 @@ Corrected here: the GRU's state is carried from word to word, where the post cal
 (`ResetState` shows what that costs); and the post has no `activation` f, so that its two output layers are
 one linear map.
 
-Where the post, like Bahdanau et al., asks with h_{t-1}, attention has not heard y_{t-1} yet: after "a red" it
+At the post's sizes the network has the post's 6,602,889 parameters (its GRU has cuDNN's two biases).
+
+Where the post, like Bahdanau et al., asks with h_{t-1}, attention has not read y_{t-1} yet: after "a red" it
 cannot look for what is red. `word_query` adds the word to the question, z_t = attention(h_{t-1} + W_q E
-y_{t-1}; a), and the maps then lie on what the words name (notebooks/2_attention). At the post's sizes the network has the post's 6,602,889 parameters (its GRU has cuDNN's two
-biases).
+y_{t-1}; a); what that changes is in notebooks/2_attention.
 """
 
 import torch
