@@ -12,7 +12,7 @@ install: $(VENV)/installed
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev,metrics,topics,timm,subwords,app,sweep,track,onnx]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev,metrics,topics,timm,subwords,app,sweep,track,onnx,notebooks]'
 	touch $@
 
 # For every save: linters, types and the fast laws, under two minutes on two cores.

@@ -72,6 +72,9 @@ FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
         recurrence=CarriedState(),
         **SMALL,
     ),
+    "gru_attention_word_query": lambda **more: FAMILIES["gru_attention"](
+        word_query=torch.nn.Linear(SMALL["embedding_dim"], SMALL["hidden_dim"]), **more
+    ),
     "show_attend_tell": family_of(ShowAttendTell, attention=partial(SoftAttention, **SCORER), **SMALL),
     "show_attend_tell_hard": family_of(ShowAttendTell, attention=HARD, **SMALL),
     "up_down": family_of(UpDown, attention_dim=8, **SMALL),

@@ -302,6 +302,17 @@ def test_the_posts_gru_is_torchs_gru() -> None:
     torch.testing.assert_close(model.step(tokens, state, memory).hidden, expected)
 
 
+def test_attention_hears_the_last_word_only_with_a_word_query() -> None:
+    for family, hears in (("gru_attention", False), ("gru_attention_word_query", True)):
+        model = build(family)
+        memory, state = model.encode(torch.randn(1, REGIONS, DIM)), torch.randn(1, 10)
+        first, second = (model.step(torch.tensor([word]), state, memory).attention for word in (4, 5))
+        assert (not torch.equal(first, second)) is hears
+    words = model.embedding(torch.tensor([5]))
+    _, expected = model.attention(state + model.word_query(words), memory)
+    torch.testing.assert_close(second, expected)
+
+
 def test_the_lstm_update_is_torchs_lstm() -> None:
     cell = torch.nn.LSTMCell(3, 4)
     given, hidden, memory = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 4)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from captioning import processes
 from captioning.data.dataset import SharedBatches
 from captioning.errors import InputError
+from captioning.metrics.pointing import Pointing, pool_pointing
 from captioning.processes import (
     Process,
     first_process_first,
@@ -314,7 +315,10 @@ class TestShares:
         losses = [Loss(0.1, 3), Loss(0.2, 7), Loss(0.7, 1)]
         found = [
             Captions(
-                {str(i): f"text {i}"}, {str(i): [f"reference {i}"]}, AttentionStatistics(0.5, 0.1 * i, 2, 1)
+                {str(i): f"text {i}"},
+                {str(i): [f"reference {i}"]},
+                AttentionStatistics(0.5, 0.1 * i, 2, 1),
+                Pointing(i, 2),
             )
             for i in range(3)
         ]
@@ -330,6 +334,7 @@ class TestShares:
         assert whole.nll == one.nll == (0.1 * 3 + 0.2 * 7 + 0.7) / 11
         assert list(whole.candidates.items()) == list(one.candidates.items())
         assert whole.references == one.references and whole.attention == one.attention
+        assert pool_pointing(whole.pointing) == Pointing(3, 6)
 
 
 class Slow(torch.utils.data.Dataset):

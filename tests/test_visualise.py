@@ -12,11 +12,11 @@ from captioning.evaluation.visualise import (
     PICTURE_FORMATS,
     attention_figure,
     close,
-    grid_margin,
     overlay,
     save,
 )
 from captioning.features import Backbone
+from captioning.features.grid import grid_margin
 
 GREY = Image.new("RGB", (160, 80), (128, 128, 128))
 

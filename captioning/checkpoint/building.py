@@ -98,7 +98,8 @@ def build_datamodule(data: Mapping[str, Any], *, trust: Sequence[str] = (), **ov
         overrides: arguments that replace options of the same name.
     """
     reader = build_reader(data["reader"], trust=trust)
-    plain = {key: value for key, value in data.items() if key not in ("reader", "prepare", "tokenizer")}
+    left_out = ("reader", "prepare", "tokenizer", "places")
+    plain = {key: value for key, value in data.items() if key not in left_out}
     return build({**plain, **overrides}, "data", trust, reader=reader)
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from captioning.data.annotations import read_coco, read_coco_splits, read_flickr, read_karpathy
 from captioning.data.dataset import Batch, CaptionDataset, ImageDataset, LengthBuckets, collate
 from captioning.data.pairs import read_pairs
+from captioning.data.places import InstancePlaces, ToyPlaces
 from captioning.data.records import Annotated
 from captioning.data.subsample import sample_captions
 from captioning.data.topics import TopicModel
@@ -31,8 +32,10 @@ __all__ = [
     "CaptionDataModule",
     "CaptionDataset",
     "ImageDataset",
+    "InstancePlaces",
     "LengthBuckets",
     "TopicModel",
+    "ToyPlaces",
     "collate",
     "draw_toy",
     "read_coco",

@@ -6,7 +6,6 @@ Readers do not open the pictures: a missing one is reported by the extraction. E
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from captioning.data.records import (
     ID,
@@ -17,9 +16,8 @@ from captioning.data.records import (
     Annotated,
     Records,
     one_picture_per_id,
-    parse_json,
+    read_lists,
     read_text,
-    show,
 )
 from captioning.errors import InputError
 from captioning.files import IMAGE_SUFFIXES
@@ -39,7 +37,7 @@ def read_coco(annotations: str | Path, images: str | Path, split: str) -> list[A
         InputError: a record that is not as in a COCO captions file, or an id of two pictures.
     """
     records = Records(annotations, "a COCO captions file (captions_*.json, not instances_*.json)")
-    content, folder = _lists(annotations, records, "images", "annotations"), Path(images)
+    content, folder = read_lists(annotations, records, "images", "annotations"), Path(images)
     fields = {"id": ID, "file_name": NAME}
     for number, image in enumerate(content["images"]):
         image_id, name = records.check(("images[%d]", number), image, fields)
@@ -93,7 +91,7 @@ def read_karpathy(annotations: str | Path, images: str | Path) -> list[Annotated
     """
     records = Records(annotations, "a Karpathy split file")
     fields = {"filename": NAME, "split": SPLIT, "sentences": LIST}
-    for number, image in enumerate(_lists(annotations, records, "images")["images"]):
+    for number, image in enumerate(read_lists(annotations, records, "images")["images"]):
         place = "images[%d]", number
         name, split, sentences, folder, coco_id, ids = records.check(
             place, image, fields, {"filepath": TEXT, "cocoid": ID, "sentids": LIST}
@@ -162,17 +160,6 @@ def read_flickr(
             for number, sentence in captions.get(name, []):
                 records.add_caption(("line %d", number), name, split, sentence)
     return records.finish()
-
-
-def _lists(file: str | Path, records: Records, *names: str) -> dict[str, Any]:
-    """Read a JSON object of which some keys must be lists."""
-    content = parse_json(read_text(file), file)
-    for name in names:
-        if not isinstance(content, dict) or not isinstance(content.get(name), list):
-            raise InputError(
-                f"{records.source} is not {records.form}: it needs a list {name!r}, found {show(content)}"
-            )
-    return content
 
 
 def _lines(file: str | Path) -> list[tuple[int, str]]:

@@ -18,6 +18,7 @@ from captioning.data.dataset import (
     SharedBatches,
     collate,
 )
+from captioning.data.places import Places
 from captioning.data.records import Annotated, one_picture_per_id
 from captioning.data.summary import log_summary, log_words
 from captioning.errors import InputError
@@ -57,6 +58,7 @@ class CaptionDataModule(LightningDataModule):
         provenance: what the features must be made with, see `check_provenance`.
         vocabulary: of a checkpoint to start from; built from the captions when None.
         feature_splits: splits whose features must be in the cache.
+        places: where the things that a validation caption names lie, for the pointing score of attention.
 
     Raises:
         InputError: an option out of its range, or a tokenizer of another kind than the vocabulary's.
@@ -85,6 +87,7 @@ class CaptionDataModule(LightningDataModule):
         provenance: Mapping[str, Any] | None = None,
         vocabulary: Vocabulary | None = None,
         feature_splits: Sequence[str] = ("train", "val"),
+        places: Places | None = None,
     ) -> None:
         super().__init__()
         self.name, self.reader, self.features_path = name, reader, Path(features_path)
@@ -93,7 +96,7 @@ class CaptionDataModule(LightningDataModule):
         self.seed, self.bucket_pool = seed, bucket_pool
         self.vocabulary_splits, self.train_on = tuple(vocabulary_splits), train_on
         self.prepare, self.check, self.provenance = prepare, check, provenance or {}
-        self.feature_splits = tuple(feature_splits)
+        self.feature_splits, self.places = tuple(feature_splits), places
         self.tokenizer, self.language = vocabulary.tokenizer if vocabulary else tokenizer or Words(), language
         self.vocabulary = vocabulary
         self.records: dict[str, list[Annotated]] = {}

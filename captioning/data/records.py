@@ -88,6 +88,24 @@ def _split(value: Any) -> str:
     return to_split(_name(value))
 
 
+def _box(value: Any) -> tuple[float, float, float, float]:
+    numbers = [_number(part) for part in _list(value)]
+    x, y, width, height = numbers  # another count is a ValueError as well
+    return x, y, x + width, y + height
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):  # not bool
+        raise ValueError
+    return float(value)
+
+
+def _side(value: Any) -> float:
+    if _number(value) <= 0:
+        raise ValueError
+    return float(value)
+
+
 def to_split(name: str) -> str:
     """Return train, val or test for the names that splits go by, such as `validation`, `dev` and `Train`.
 
@@ -105,6 +123,8 @@ TEXTS = Kind("text, or a list of texts, without NUL and lone surrogates", _texts
 NAME = Kind("the name of a file", _name)
 ID = Kind("a whole number, or text without control characters", _id)
 LIST = Kind("a list", _list)
+BOX = Kind("four numbers: x, y, width, height in pixels", _box)
+SIDE = Kind("a number of pixels above 0", _side)
 SPLIT = Kind("train, val (also validation, dev) or test", _split)
 
 
@@ -275,6 +295,21 @@ def parse_json(text: str, file: str | Path, first_line: int = 1) -> Any:
         raise InputError(f"{name} is nested too deeply for an annotation file") from error
     except ValueError as error:  # a repeated key, or Python's limit on the digits of a number
         raise InputError(f"{name} (from line {first_line}): {error}") from error
+
+
+def read_lists(file: str | Path, records: Records, *names: str) -> dict[str, Any]:
+    """Read a JSON object of which some keys must be lists.
+
+    Raises:
+        InputError: it is something else.
+    """
+    content = parse_json(read_text(file), file)
+    for name in names:
+        if not isinstance(content, dict) or not isinstance(content.get(name), list):
+            raise InputError(
+                f"{records.source} is not {records.form}: it needs a list {name!r}, found {show(content)}"
+            )
+    return content
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -42,6 +42,21 @@ RELATIONS: dict[str, tuple[int, int]] = {  # (x, y) direction from the second sh
     "left of": (-1, 0),
     "right of": (1, 0),
 }
+_SQUARE = 0.89  # half a square's side in radii: the same area as the circle's
+_TRIANGLE, _LOWER = (
+    1.2,
+    0.15,
+)  # radius of the triangle's corners, and how far its centre is moved down, in radii
+_EXTENT = {  # how far a shape reaches from its centre to the left, up, right and down, in radii
+    "circle": (1.0, 1.0, 1.0, 1.0),
+    "square": (_SQUARE,) * 4,
+    "triangle": (
+        _TRIANGLE * math.cos(math.pi / 6),
+        _TRIANGLE - _LOWER,
+        _TRIANGLE * math.cos(math.pi / 6),
+        _TRIANGLE / 2 + _LOWER,
+    ),
+}
 MARGIN = 12  # pixels by which centres must differ for a relation to be true
 _MADE = "made.json"  # written last: how the set was drawn
 
@@ -59,6 +74,12 @@ class Shape(NamedTuple):
     def noun(self, sized: bool = True) -> str:
         """Name the shape with its article."""
         return " ".join(filter(None, ("a", self.size if sized else "", self.colour, self.kind)))
+
+    def box(self) -> tuple[float, float, float, float]:
+        """Return the smallest box around the shape: x1 y1 x2 y2 as fractions of the picture."""
+        left, up, right, down = _EXTENT[self.kind]
+        x, y, radius = self.x / CANVAS, self.y / CANVAS, self.radius / CANVAS
+        return x - left * radius, y - up * radius, x + right * radius, y + down * radius
 
 
 class Scene(NamedTuple):
@@ -110,10 +131,10 @@ def render(scene: Scene) -> Image.Image:
         if shape.kind == "circle":
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), paint)
         elif shape.kind == "square":
-            half = radius * 0.89  # the same area as the circle's
+            half = radius * _SQUARE
             pen.rectangle((x - half, y - half, x + half, y + half), paint)
         else:
-            pen.regular_polygon((x, y + radius * 0.15, radius * 1.2), 3, fill=paint)
+            pen.regular_polygon((x, y + radius * _LOWER, radius * _TRIANGLE), 3, fill=paint)
     return image.reduce(scale)
 
 

@@ -28,7 +28,7 @@ from captioning.evaluation.report import print_table, write_report
 from captioning.evaluation.results import read_results, read_systems, results_json
 from captioning.evaluation.scoring import Evaluation, compare, score
 from captioning.evaluation.study import write_study
-from captioning.evaluation.visualise import attention_figure, close, grid_margin, picture_paths, save
+from captioning.evaluation.visualise import attention_figure, close, picture_paths, save
 
 __all__ = [
     "CaptionFile",
@@ -41,7 +41,6 @@ __all__ = [
     "close",
     "compare",
     "compared_files",
-    "grid_margin",
     "most_frequent",
     "nearest_neighbour",
     "picture_paths",

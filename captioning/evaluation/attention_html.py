@@ -13,7 +13,8 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from captioning.evaluation.visualise import grid_margin, heat_map
+from captioning.evaluation.visualise import heat_map
+from captioning.features.grid import grid_margin
 from captioning.vocabulary import printable
 
 MAX_SIDE = 384  # pixels of the photograph's longer side

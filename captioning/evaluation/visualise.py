@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from captioning.errors import InputError
 from captioning.evaluation.fonts import find_font, warn_that_words_are_numbered
+from captioning.features.grid import grid_margin
 from captioning.files import atomic_write
 
 COLUMNS = 4  # panels in a row of the figure
@@ -92,27 +93,6 @@ def _panels(image: Image.Image, number: int) -> tuple[Any, Any]:
     return figure, axes
 
 
-def grid_margin(image_size: Sequence[int], grid: tuple[int, int]) -> tuple[float, float]:
-    """Share of the image's height, and of its width, that lies outside the grid on each side.
-
-    Convolutions without padding see less than the whole image: InceptionV3's 8 × 8 cells stand 32 pixels
-    apart and cover 256 of 299. Stretched over the whole image, attention would be up to one cell too far out.
-
-    Args:
-        image_size: H and W in pixels of what the network saw.
-        grid: H and W of its cells.
-    """
-    down, across = map(_margin, image_size, grid)
-    return down, across
-
-
-def _margin(pixels: int, cells: int) -> float:
-    # Strides of convolutional networks are powers of two; padding changes the quotient only a little.
-    stride = 2 ** round(math.log2(pixels / cells))
-    # Padded convolutions may cover more than the image (9 cells of 32 pixels over 260): no margin then.
-    return max(0.0, (1 - cells * stride / pixels) / 2)
-
-
 def overlay(
     image: Image.Image,
     weights: np.ndarray,
@@ -128,7 +108,7 @@ def overlay(
         weights: (R,) attention of one word.
         boxes: see `attention_figure`.
         grid: see `attention_figure`.
-        margin: see `grid_margin`.
+        margin: see `features.grid.grid_margin`.
 
     Raises:
         ValueError: see `attention_figure`.
@@ -156,7 +136,7 @@ def heat_map(
         weights: (R,) attention of one word.
         boxes: see `attention_figure`.
         grid: see `attention_figure`.
-        margin: see `grid_margin`.
+        margin: see `features.grid.grid_margin`.
 
     Raises:
         ValueError: see `attention_figure`.

@@ -5,6 +5,7 @@
     bleu.py rouge.py cider.py   metrics in Python (ngrams.py, document_frequencies.py: counts and weights)
     meteor.py spice.py          metrics by their authors' Java programs, optional (toolkit.py finds them)
     agreement.py                CIDEr-D of captions against each other
+    pointing.py                 whether attention lies on what the words name
     statistics.py               confidence intervals, and whether two systems differ
     diversity.py                statistics that need no reference: lengths, repetition, novelty, endings
     score.py                    Score, and the checks of what is scored

@@ -7,8 +7,13 @@
 
 Corrected here: the GRU's state is carried from word to word, where the post calls the GRU without one
 (`ResetState` shows what that costs); and the post has no `activation` f, so that its two output layers are
-one linear map. At the post's sizes the network has the post's 6,602,889 parameters (its GRU has cuDNN's two
-biases).
+one linear map.
+
+At the post's sizes the network has the post's 6,602,889 parameters (its GRU has cuDNN's two biases).
+
+Where the post, like Bahdanau et al., asks with h_{t-1}, attention has not read y_{t-1} yet: after "a red" it
+cannot look for what is red. `word_query` adds the word to the question, z_t = attention(h_{t-1} + W_q E
+y_{t-1}; a); what that changes is in notebooks/2_attention.
 """
 
 import torch
@@ -48,6 +53,8 @@ class GRUAttention(RecurrentModel):
         dropout: probability, on word vectors and before the head.
         activation: between the two output layers.
         recurrence: the state that the GRU starts each word from: `CarriedState`, or the post's `ResetState`.
+        word_query: maps the last word's vector (…, E) to what it adds to the attention's query (…, H); None
+            asks with the state alone, as in the post.
     """
 
     def __init__(
@@ -61,9 +68,10 @@ class GRUAttention(RecurrentModel):
         dropout: float,
         activation: nn.Module,
         recurrence: nn.Module,
+        word_query: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.encoder, self.recurrence = encoder, recurrence
+        self.encoder, self.recurrence, self.word_query = encoder, recurrence, word_query
         self.vocabulary_size, self.hidden_dim = vocabulary_size, hidden_dim
         self.attention = AdditiveAttention(
             value_dim=encoder.output_dim, query_dim=hidden_dim, attention_dim=attention_dim
@@ -90,12 +98,15 @@ class GRUAttention(RecurrentModel):
         return memory.values.new_zeros(len(memory.values), self.hidden_dim, dtype=torch.float32)
 
     def embed(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Compute the words' part of the GRU's input: (…, 3H)."""
-        return (self.word_gates(self.dropout(self.embedding(tokens))),)
+        """Compute the words' part of the GRU's input (…, 3H) and, with `word_query`, of the query (…, H)."""
+        words = self.dropout(self.embedding(tokens))  # (…, E)
+        gates = self.word_gates(words)
+        return (gates,) if self.word_query is None else (gates, self.word_query(words))
 
     def advance(self, embedded: tuple[Tensor, ...], state: Tensor, memory: Regions) -> Advance:
         """Attend with the old state, then update the GRU with context and word."""
-        context, weights = self.attention(state, memory)  # (B, D), (B, R)
+        query = state if self.word_query is None else state + embedded[1]  # (B, H)
+        context, weights = self.attention(query, memory)  # (B, D), (B, R)
         before = self.recurrence(state)  # (B, H)
         gates = embedded[0] + self.context_gates(context)  # (B, 3H)
         hidden = gru_update(gates, self.state_gates(before), before)  # (B, H)

@@ -15,9 +15,10 @@ from PIL import Image
 
 from captioning.errors import InputError
 from captioning.evaluation.attention_html import joined, place
-from captioning.evaluation.visualise import grid_margin, heat_map
+from captioning.evaluation.visualise import heat_map
 from captioning.features import read_image
 from captioning.features.file_kinds import HEAD, describe_content
+from captioning.features.grid import grid_margin
 from captioning.page.uploads import Uploads
 from captioning.predictor import Caption, Predictor, decoding_options
 from captioning.tokenizers import Tokenizer, tokenize

@@ -3,7 +3,7 @@
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,12 +16,13 @@ from captioning.data.dataset import Batch
 from captioning.decoding import Decoded
 from captioning.errors import InputError
 from captioning.metrics import PENN_TREEBANK, ScoredTokens, score_all
+from captioning.metrics.pointing import pool_pointing
 from captioning.models.base import CaptionModel
 from captioning.objectives import CrossEntropy, Objective
 from captioning.objectives.base import Terms
 from captioning.processes import gather
+from captioning.training.attention_pointing import point
 from captioning.training.attention_statistics import (
-    AttentionStatistics,
     attention_statistics,
     describe_collapse,
     pool,
@@ -37,7 +38,9 @@ class CaptioningModule(LightningModule):
     """Trains a model with an objective; after each epoch captions the validation images and scores them.
 
     Logs `train/*` (what the objective logs), `val/nll` (nats per word), `val/perplexity`, and BLEU-4 and
-    CIDEr-D of the validation images times 100, as `val/bleu_4` and `val/cider_d`.
+    CIDEr-D of the validation images times 100, as `val/bleu_4` and `val/cider_d`. Of
+    attention it logs entropy and change (see `attention_statistics`) and, where the data know places, the
+    share of words whose attention lies on what they name, `val/attention_pointing` (see `metrics.pointing`).
 
     Args:
         model: any caption model.
@@ -145,6 +148,7 @@ class CaptioningModule(LightningModule):
             dict(zip(batch.image_ids, texts, strict=True)),
             dict(zip(batch.image_ids, batch.references, strict=True)),
             attention,
+            point(decoded, batch, getattr(self.trainer, "datamodule", None)),
         )
 
     def on_validation_epoch_end(self) -> None:
@@ -161,7 +165,7 @@ class CaptioningModule(LightningModule):
             self.log("val/cider_d", 100 * scores["cider_d"].corpus, prog_bar=True)
             captions, values = found.candidates.items(), scores["cider_d"].per_image
             self.scored_captions = [(*pair, value) for pair, value in zip(captions, values, strict=True)]
-            self._log_attention(found.attention)
+            self._log_attention(found)
         self._record_history()
 
     def _record_history(self) -> None:
@@ -173,13 +177,15 @@ class CaptioningModule(LightningModule):
         }
         self.history.append({"epoch": self.current_epoch, **metrics})
 
-    def _log_attention(self, parts: Sequence[AttentionStatistics]) -> None:
+    def _log_attention(self, found: Validation) -> None:
         """Log the spread and movement of attention, and warn when attention collapses."""
-        if not parts:
+        if not found.attention:
             return
-        statistics = pool(parts)
+        statistics = pool(found.attention)
         self.log("val/attention_entropy", statistics.entropy)
         self.log("val/attention_change", statistics.change)
+        if (pointing := pool_pointing(found.pointing)).words:
+            self.log("val/attention_pointing", pointing.score)
         message = describe_collapse(statistics)
         if message and not self._collapsed:
             log.warning(

@@ -6,23 +6,25 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from captioning.metrics.pointing import Pointing
 from captioning.processes import gather
 from captioning.training.attention_statistics import AttentionStatistics
 
 
 class Loss(NamedTuple):
-    """Of a batch: nats a word, and the number of words."""
+    """Of a batch: nats per word, and the number of words."""
 
     nll: float | Tensor
     num_words: int
 
 
 class Captions(NamedTuple):
-    """Of a batch of images: texts by image id, and how attention was spread, where there is attention."""
+    """Of a batch of images: texts by image id, how attention was spread, if there is any, and what it hit."""
 
     candidates: Mapping[str, str]
     references: Mapping[str, Sequence[str]]
     attention: AttentionStatistics | None
+    pointing: Pointing
 
 
 class Validation:
@@ -45,7 +47,7 @@ class Validation:
 
     @property
     def nll(self) -> float:
-        """Nats a word over all batches; NaN without any."""
+        """Nats per word over all batches; NaN without any."""
         total = math.fsum(loss.nll * loss.num_words for loss in self.losses.values())
         return total / sum(loss.num_words for loss in self.losses.values()) if self.losses else math.nan
 
@@ -63,3 +65,8 @@ class Validation:
     def attention(self) -> list[AttentionStatistics]:
         """The statistics of all batches whose captions have attention."""
         return [part.attention for part in self.captions.values() if part.attention is not None]
+
+    @property
+    def pointing(self) -> list[Pointing]:
+        """Where the attention of all batches lay."""
+        return [part.pointing for part in self.captions.values()]
