@@ -137,7 +137,7 @@ def pick(tree: Tree, index: Any) -> Tree:
         return None
     if isinstance(tree, Tensor):
         if isinstance(index, Tensor) and index.dim() == 1 and index.dtype == torch.int64:
-            # On a CPU the backward pass of `tree[index]` adds number by number, this one's row by row.
+            # Its backward pass adds whole rows; that of `tree[index]` puts single numbers.
             return tree.index_select(0, index)
         return tree[index]
     parts = [pick(part, index) for part in tree]
