@@ -246,9 +246,9 @@ class TestOneColour:
         Image.fromarray(values.astype(np.float32)).save(path)
         return path
 
-    def test_values_that_are_no_numbers_are_ignored(self, tmp_path: Path) -> None:
+    def test_values_that_are_no_numbers_and_a_single_broken_one_are_ignored(self, tmp_path: Path) -> None:
         values = np.tile(np.linspace(0, 1, 40), (30, 1))
-        values[3, 3], values[4, 4], values[5, 5] = np.nan, np.inf, -np.inf
+        values[3, 3], values[4, 4], values[5, 5], values[6, 6] = np.nan, np.inf, -np.inf, 1e30
         pixels = np.asarray(read_image(self.save_floats(tmp_path / "a.tif", values)))
         assert pixels.max() == 255 and 120 < pixels.mean() < 135
 

@@ -428,6 +428,7 @@ class TestFolders:
         assert made[0] != made[1] and {path.parent for path in made} == {made[0].parent}
         given = [run_command(name, ["hydra.run.dir=mine"], monkeypatch) for _ in range(2)]
         assert given == [tmp_path / "mine"] * 2  # a folder that the user names is used again
+        assert set(tmp_path.glob("runs/*/*")) == set(made)  # no empty ones beside them
 
     @pytest.mark.parametrize(
         ("place", "message"),

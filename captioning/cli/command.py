@@ -4,6 +4,7 @@ Bad input ends a command with exit status 2 and one sentence on standard error, 
 number (130 for Ctrl-C). Everything else is a fault of the program and keeps its traceback.
 """
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -112,6 +113,7 @@ def prefer_own_options() -> None:
 def _guarded(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     """Run a command's function; what the user can mend ends it with one sentence."""
     silence_known_warnings()
+    _remove_unused_folders(Path(HydraConfig.get().runtime.output_dir))
     if threading.current_thread() is threading.main_thread():
         # As an exception, so that Java and loader workers are stopped too.
         for name in ("SIGTERM", "SIGUSR1"):
@@ -170,6 +172,19 @@ def _named_after(file: str) -> str:
     return f"{path.parent.name}-{path.stem}"
 
 
+_MADE: list[Path] = []  # folders of this process that may turn out to be unused
+
+
+def _remove_unused_folders(used: Path) -> None:
+    """Remove the folders of `hydra.run.dir`s that another one replaces: OmegaConf resolves both."""
+    while _MADE:
+        folder = _MADE.pop()
+        if folder != used:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+                folder.parent.rmdir()
+
+
 @functools.cache  # the runs of a sweep share its folder
 def _new_folder(path: str) -> str:
     """Create a folder that no other run has: the path, or the first free one of `<path>_2`, `<path>_3`.
@@ -187,6 +202,7 @@ def _first_free(path: str) -> str:
         for name in names:
             try:
                 Path(name).mkdir()
+                _MADE.append(Path(name).absolute())
                 return name
             except FileExistsError:
                 continue

@@ -216,7 +216,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         # Pillow's own conversion clips 16-bit values at 255, which turns such an image white.
         values = np.array(image, dtype=np.float32)
         values[~np.isfinite(values)] = 0
-        white = 65535.0 if image.mode.startswith("I;16") else _guess_white(float(values.max(initial=0)))
+        white = 65535.0 if image.mode.startswith("I;16") else _guess_white(values)
         values.clip(0, white, out=values)
         values *= 255.0 / white
         image = Image.fromarray(values.astype(np.uint8))
@@ -226,8 +226,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _guess_white(largest: float) -> float:
+def _guess_white(values: np.ndarray) -> float:
     """Guess the value of white in an image of int32 or float32 pixels: 1, 255 or 65535."""
+    # One pixel in a thousand may be anything: a single broken one would turn the rest black.
+    largest = np.quantile(values, 0.999, method="lower") if values.size else 0.0
     return 1.0 if largest <= 1 else 255.0 if largest <= 255 else 65535.0
 
 
