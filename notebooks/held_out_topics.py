@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--keep-stop-words", action="store_true")
     options = parser.parse_args()
     loaded = checkpoint.load(checkpoint.locate(options.checkpoint, first=checkpoint.BEST))
-    data = checkpoint.build_data(loaded.metadata["data"], vocabulary=loaded.vocabulary)
+    data = checkpoint.build_datamodule(loaded.metadata["data"], vocabulary=loaded.vocabulary)
     data.setup()
     training = [record.captions for record in data.split("train")]
     topics = TopicModel(
