@@ -197,7 +197,8 @@ def _to_onnx(module: nn.Module, given: Mapping[str, Tensor], shapes: Sequence[An
             program, input_names=list(given), output_names=names, dynamo=True, verbose=False
         )
     except Exception as error:  # of a dozen types, each for something that a graph cannot express
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise InputError(
-            f"the {part} of this model can't be exported to ONNX ({type(error).__name__}: {error!s:.200}); "
+            f"the {part} of this model can't be exported to ONNX ({reason:.200}); "
             "write format=captioner, or use another model"
         ) from error
