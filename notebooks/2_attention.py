@@ -219,7 +219,8 @@ display(Markdown("\n".join(rows)))
 #
 # The *colour* of the shape that is named first is another matter: nothing that attention could read says which shape will be named first.
 # In training it is the one in half of the sentences and the other in the other half. So a model may look at the green circle, say
-# *blue*, and only then look at the blue one. Its caption is right all the same.
+# *blue*, and only then look at the blue one. Its caption is right all the same: the GRU remembers what it saw at the words before, and
+# nothing in the loss asks that the look go with the word.
 #
 # ## 4. Collapse
 #
