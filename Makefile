@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 # Tests share the cores as processes, one thread each: small tensors gain nothing from more.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: install check test lint faults demo clean
+.PHONY: install check test exhaustive lint faults demo clean
 
 install: $(VENV)/installed
 
@@ -20,7 +20,11 @@ check: lint
 	$(PYTEST) -m "not slow and not java"
 
 test: install lint
-	$(PYTEST)
+	$(PYTEST) -m "not exhaustive"
+
+# What takes further minutes and is not in CI: every family as ONNX graphs.
+exhaustive: install
+	$(PYTEST) -m exhaustive
 
 lint: install
 	$(RUN) -m ruff check .

@@ -81,7 +81,11 @@ def cases(names: list[str]) -> Iterator[tuple[str, SelfCritical, CaptionModel, B
     for name in names:
         model, words, features = bundled() if name == "bundled" else untrained(name)
         objective = SelfCritical(
-            num_samples=SAMPLES, baseline="leave_one_out", max_words=MAX_WORDS, cross_entropy_share=0.0
+            num_samples=SAMPLES,
+            baseline="leave_one_out",
+            max_words=MAX_WORDS,
+            cross_entropy_share=0.0,
+            normalisation="per_caption",
         )
         ids = [f"image{row}" for row in range(IMAGES)]
         references = {

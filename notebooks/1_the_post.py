@@ -182,8 +182,9 @@ print(vocabulary.encode(long_caption, max_words=5), "<- ends with END, which is"
 # %%
 features = batch.features.float()
 encoder, attention = model.encoder, model.attention
-a = torch.relu(features @ encoder.linear.weight.T + encoder.linear.bias)
-print("x", tuple(features.shape), "-> a", tuple(a.shape))
+x = encoder.standardize(features)  # every channel to mean 0 and deviation 1 over the training photographs
+a = torch.relu(x @ encoder.linear.weight.T + encoder.linear.bias)
+print("x", tuple(x.shape), "-> a", tuple(a.shape))
 torch.testing.assert_close(a, encoder(features))  # the same as the package's layer
 
 # %% [markdown]

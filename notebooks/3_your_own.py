@@ -206,7 +206,8 @@ print((FOLDER / "sweep" / "comparison.csv").read_text())
 
 # %%
 sys.path.insert(0, str(FOLDER))  # where my_captioning lies
-best = next(csv.DictReader((FOLDER / "sweep" / "comparison.csv").open()))["folder"]  # the best comes first
+runs = csv.DictReader((FOLDER / "sweep" / "runs.csv").open())
+best = max(runs, key=lambda row: float(row["cider_d"]))["folder"]
 mine = captioning.load(best, trust=["my_captioning"])
 picture = FOLDER / "mine" / "toy" / "images" / "val_00002.jpg"
 display(mine(picture).show())

@@ -38,6 +38,7 @@ class Captioner:
         tensors, tokens = run(self.graphs["encoder"], features), [START]
         while tokens[-1] != END and len(tokens) <= max_words:
             tensors |= run(self.graphs["step"], tensors | {"tokens": np.array(tokens[-1:])})
+            tensors["log_probs"][:, UNKNOWN] = -np.inf
             tokens.append(int(tensors["log_probs"][0].argmax()))
         return tokens[1:]
 

@@ -152,7 +152,8 @@ def test_characters_are_joined_and_counted_and_followed_one_by_one(page: Page) -
     expected = captioner(photograph(), decoding="beam", num_best=3)
     assert answer["score"] == pytest.approx(np.exp(expected.log_prob / (len(expected.words) + 1)))
     other = answer["alternatives"][0]["text"]
-    assert "".join(ask(page, photograph(), wording=other)["words"]) == other
+    followed = "".join(ask(page, photograph(), wording=other)["words"])
+    assert followed.startswith(other)  # a caption that was cut goes on
     assert "狗" in ask(page, photograph(), required="狗")["text"]
     assert "does not know the word" in ask(page, photograph(), required="鱼")["error"]
 

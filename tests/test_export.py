@@ -47,7 +47,7 @@ def run_file(toy_root: Path, toy_overrides: list[str], tmp_path_factory: pytest.
     torch.manual_seed(0)
     module = build_module(config, data)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
-    for batch in [batch for _ in range(12) for batch in data.train_dataloader()]:
+    for batch in [batch for _ in range(40) for batch in data.train_dataloader()]:
         optimizer.zero_grad()
         module.objective(module.model, batch).loss.backward()
         optimizer.step()

@@ -19,7 +19,7 @@ from captioning.features import BottomUpFiles, FrozenExtractor
 from captioning.models import CaptionModel
 from captioning.predictor import Predictor
 from captioning.vocabulary import SPECIAL_WORDS, Vocabulary
-from tests.conftest import DIM, REGIONS, VOCABULARY, batch_of, build
+from tests.conftest import DIM, FAMILIES, REGIONS, VOCABULARY, batch_of, build
 
 EXAMPLE = Path(__file__).parents[1] / "notebooks" / "onnx_captioner.py"
 WORDS = [*SPECIAL_WORDS, *(f"word{index}" for index in range(VOCABULARY - len(SPECIAL_WORDS)))]
@@ -69,6 +69,15 @@ def write(folder: Path, model: CaptionModel, extractor: Any, **options: str) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(
+            family, marks=() if family in ("gru_attention", "transformer") else pytest.mark.exhaustive
+        )
+        for family in FAMILIES
+    ],
+)
 def test_every_family_captions_the_same_pictures_alike(
     family: str, captioner: Any, pictures: list[Path], tmp_path: Path
 ) -> None:
@@ -83,7 +92,16 @@ def test_every_family_captions_the_same_pictures_alike(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["up_down", "topic_guided", "transformer", "meshed_memory"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "up_down",
+        *(
+            pytest.param(name, marks=pytest.mark.exhaustive)
+            for name in ("topic_guided", "transformer", "meshed_memory")
+        ),
+    ],
+)
 def test_padded_regions_are_left_out_where_the_encoder_takes_a_mask(
     family: str, captioner: Any, tmp_path: Path
 ) -> None:

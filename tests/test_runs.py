@@ -120,7 +120,8 @@ def test_a_run_stopped_inside_an_epoch_ends_as_one_that_was_not(
         found = differences(checkpoint_of(unbroken, name), checkpoint_of(tmp_path / "run", name))
         assert not [name for name in found if "num_workers" not in name]
     after = rows(tmp_path / "run" / "metrics.csv")
-    assert 0 < len(after) < 20 and rows(unbroken / "metrics.csv")[-len(after) :] == after
+    whole = rows(unbroken / "metrics.csv")
+    assert 0 < len(after) < len(whole) and whole[-len(after) :] == after
     before = rows(tmp_path / "run" / "metrics_1.csv")
     assert before == rows(unbroken / "metrics.csv")[: len(before)]
     assert (tmp_path / "run" / "summary.json").read_text() == (unbroken / "summary.json").read_text()

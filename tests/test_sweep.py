@@ -57,7 +57,7 @@ def test_a_multirun_ends_with_means_over_seeds_from_the_folders_of_its_runs(basi
         assert len(own) == 2 and float(setting["nll"]) == pytest.approx(sum(own) / 2, abs=1e-5)
         assert float(setting["nll_low"]) < float(setting["nll"]) < float(setting["nll_high"])
     for run in runs:
-        summary = json.loads((Path(run["folder"]) / "summary.json").read_text())
+        summary = json.loads((basic.parent / run["folder"] / "summary.json").read_text())
         assert summary["best"]["cider_d"] == float(run["cider_d"]) and summary["finished"]
         assert summary["parameters"] == int(run["parameters"])
     assert (basic / "curves.png").is_file() and (basic / "comparison.html").is_file()
