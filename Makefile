@@ -22,7 +22,7 @@ check: lint
 test: install lint
 	$(PYTEST) -m "not exhaustive"
 
-# What takes further minutes and is not in CI: every family as ONNX graphs.
+# What takes further minutes and is not in CI: every family as ONNX graphs, every launcher, the benchmarks.
 exhaustive: install
 	$(PYTEST) -m exhaustive
 

@@ -27,7 +27,7 @@ from captioning.files import PHOTOGRAPHS
 from captioning.models import CaptionModel, pick
 from captioning.objectives import SelfCritical
 from captioning.predictor import load
-from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START
+from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, Vocabulary
 
 MODELS = ("gru_attention_flickr", "up_down_flickr", "transformer")
 IMAGES, SAMPLES, MAX_WORDS = 32, 5, 20
@@ -92,7 +92,7 @@ def cases(names: list[str]) -> Iterator[tuple[str, SelfCritical, CaptionModel, B
             image: [" ".join(words[4 + (row * 5 + n * 7 + k) % 40] for k in range(10)) for n in range(5)]
             for row, image in enumerate(ids)
         }
-        objective.prepare(references, words)
+        objective.prepare(references, Vocabulary(words))
         yield name, objective, model.eval(), Batch(features, None, torch.zeros(IMAGES, 1), ids, [()] * IMAGES)
 
 

@@ -67,6 +67,7 @@ FAST = os.environ.get("CAPTIONING_NOTEBOOKS") == "fast"  # a few scenes and epoc
 FOLDER = Path(os.environ.get("CAPTIONING_NOTEBOOK_RUNS", "runs/notebooks")) / f"1_the_post_{EXPERIMENT}"
 
 options = [f"experiment={EXPERIMENT}", f"max_epochs={EPOCHS}", "prepare=true", "logger=csv", f"output_dir={FOLDER}"]
+options += ["keep_every_epoch=true"]  # to see below what the model wrote after the first and the fourth
 if FAST:
     options += [f"data_root={FOLDER}/data", "data.reader.scenes={train: 32, val: 8, test: 4}", "max_epochs=5"]
 with initialize_config_dir(str(CONF), version_base="1.3"):

@@ -255,7 +255,13 @@ class TestCommands:
         assert done.returncode == 0, done.stderr
         assert_equal(tmp_path, one_file)
 
-    @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+    @pytest.mark.parametrize(
+        "launcher",
+        [
+            "basic",
+            *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("joblib", "submitit_local")),
+        ],
+    )
     def test_a_multirun_makes_them_under_every_launcher(
         self, launcher: str, one_file: Path, tmp_path: Path
     ) -> None:

@@ -64,6 +64,7 @@ def test_a_multirun_ends_with_means_over_seeds_from_the_folders_of_its_runs(basi
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "launcher",
     [
@@ -108,6 +109,7 @@ def test_a_run_that_fails_leaves_the_others_and_the_comparison(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @installed("hydra_optuna_sweeper")
 def test_a_study_that_is_killed_goes_on_and_looks_for_the_greatest(
     toy_overrides: list[str], tmp_path: Path
