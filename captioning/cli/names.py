@@ -20,8 +20,8 @@ from captioning.errors import InputError
 _NAMES = """
     annotations checkpoint compare data_root default_root_dir dir document_frequencies features_path file
     files folders image images name optional_splits output output_dir path picture project references results
-    resume root save_dir save_document_frequencies scores splits start_from subdir submitit_folder tokens
-    trust weights
+    resume root save_dir save_document_frequencies scores splits start_from storage subdir submitit_folder
+    tokens trust weights
 """
 # Last parts of keys whose values name files, runs and the like; splits.train counts by the part before.
 NAMES = frozenset(_NAMES.split())
