@@ -133,12 +133,12 @@ class TestTraining:
             assert done.returncode == 0, done.stderr
         assert history(world / "one") == history(world / "two")
         assert history(world / "one")[0]["cider_d"] > 0
-        one, two = (
-            float(rows(world / name / "metrics.csv")[-1]["train/loss_epoch"]) for name in ("one", "two")
-        )
-        assert one == pytest.approx(two, rel=1e-6)
-        first = [float(row["train/loss_step"]) for row in rows(world / "one" / "metrics.csv")[:2]]
-        both = float(rows(world / "two" / "metrics.csv")[0]["train/loss_step"])
+
+        def logged(name: str, metric: str) -> list[float]:
+            return [float(row[metric]) for row in rows(world / name / "metrics.csv") if row[metric]]
+
+        assert logged("one", "train/loss_epoch") == pytest.approx(logged("two", "train/loss_epoch"), rel=1e-6)
+        first, both = logged("one", "train/loss_step")[:2], logged("two", "train/loss_step")[0]
         assert min(first) < both < max(first)  # the mean of the first two batches
 
     def test_processes_that_srun_starts_find_each_other(
@@ -175,7 +175,7 @@ class TestTraining:
         process.send_signal(signal.SIGUSR1)
         output = process.communicate(timeout=200)[0]
         assert process.returncode == 128 + signal.SIGUSR1, output
-        assert "stopped; go on with resume=stopped" in output and "Traceback" not in output
+        assert f"stopped; go on with resume={world / 'stopped'}" in output and "Traceback" not in output
         output = finish(start("train", *options, "resume=auto", cwd=world, torchrun=True))
         found = differences(checkpoint_of(trained), checkpoint_of(world / "stopped"))
         assert not [name for name in found if "num_workers" not in name]
@@ -200,18 +200,10 @@ class TestTraining:
         content["CaptionDataModule"]["batch"], content["CaptionDataModule"]["epoch"] = 7, 2
         inside.parent.mkdir(parents=True, exist_ok=True)
         torch.save(content, inside)
-        with pytest.raises(InputError, match="processes = 2 but this run has processes = 1"):
+        with pytest.raises(InputError, match=r"was trained by 2 process\(es\) and this run has 1"):
             assemble(compose_config("train", *options, f"resume={inside}")).fit()
-        run = assemble(compose_config("train", *options, f"resume={trained}"))
-        run.module._scheduler = lambda optimizer, steps: None  # type: ignore[assignment, return-value]
-        with pytest.raises(
-            InputError, match="was trained by 2 process.* this run has 1: its scheduler counts"
-        ):
-            run.fit()
-        assemble(
-            compose_config("train", *options, f"resume={trained}")
-        ).fit()  # after a whole epoch all is well
-        assert len(history(Path("alone"))) == 4
+        with pytest.raises(InputError, match=r"was trained by 2 process\(es\) .* its scheduler counts steps"):
+            assemble(compose_config("train", *options, f"resume={trained}")).fit()
 
     def test_a_trainer_of_fewer_processes_than_were_started_is_refused(
         self, toy_overrides: list[str], monkeypatch: pytest.MonkeyPatch
