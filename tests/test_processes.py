@@ -205,6 +205,17 @@ class TestTraining:
         with pytest.raises(InputError, match=r"was trained by 2 process\(es\) .* its scheduler counts steps"):
             assemble(compose_config("train", *options, f"resume={trained}")).fit()
 
+    def test_after_a_whole_epoch_without_a_schedule_another_number_of_processes_goes_on(
+        self, world: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(world)
+        options = [*OPTIONS, "scheduler=none"]
+        done = call("train", "trainer=ddp", "trainer.devices=2", *options, "hydra.run.dir=steady", cwd=world)
+        assert done.returncode == 0, done.stderr
+        resumed = [*options, "trainer.max_epochs=4", "output_dir=alone", "resume=steady"]
+        assemble(compose_config("train", *resumed)).fit()
+        assert len(history(Path("alone"))) == 4
+
     def test_a_trainer_of_fewer_processes_than_were_started_is_refused(
         self, toy_overrides: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -1,12 +1,13 @@
 """A photograph that was sent -> what the page shows: captions, scores, and where the model looked."""
 
 import base64
+import dataclasses
 import difflib
 import io
 import json
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,20 +102,22 @@ class Page:
         Returns:
             see `answer`, or `error` with a sentence for the user.
         """
+        tokenizer = self.captioner.vocabulary.tokenizer
         try:
             # First, so that a mistake in the words costs no time.
-            options = self._follow(wording) if wording else self._choose(decoder, required)
+            tokens = tokenizer(wording)[:MAX_WORDS]
+            options = self._follow(tokens) if wording else self._choose(decoder, required)
             image = open_photograph(self.uploads.path(token), self.max_pixels)
-            return answer(self.captioner(image, **options), self.captioner.vocabulary.tokenizer)
+            caption = self.captioner(image, **options)
+            return answer(first_words(caption, tokens, tokenizer) if wording else caption, tokenizer)
         except InputError as error:
             return {"error": str(error)}
         finally:
             self.uploads.remove(token)
 
-    def _follow(self, wording: str) -> dict[str, Any]:
-        tokenizer = self.captioner.vocabulary.tokenizer
-        tokens = tokenizer(wording)[:MAX_WORDS]
-        return {"decoding": "beam", "prefix": [tokenizer.join(tokens)], "max_words": len(tokens) + 1}
+    def _follow(self, tokens: Sequence[str]) -> dict[str, Any]:
+        wording = self.captioner.vocabulary.tokenizer.join(tokens)
+        return {"decoding": "beam", "prefix": [wording], "max_words": len(tokens) + 1}
 
     def _choose(self, name: str, required: str) -> dict[str, Any]:
         decoder = self._decoders.get(name)
@@ -139,6 +142,17 @@ class Page:
         close = difflib.get_close_matches(word, known, 3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise InputError(f"the model does not know the word “{word}”{hint}")
+
+
+def first_words(caption: Caption, tokens: Sequence[str], tokenizer: Tokenizer) -> Caption:
+    """Cut a caption after the given tokens, which it begins with: one that was cut would otherwise go on."""
+    attention = caption.attention
+    return dataclasses.replace(
+        caption,
+        text=tokenizer.join(tokens),
+        words=caption.words[: len(tokens)],
+        attention=None if attention is None else attention[: len(tokens)],
+    )
 
 
 def own_decoder(captioner: Predictor) -> dict[str, Any]:
