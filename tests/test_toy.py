@@ -1,13 +1,24 @@
 """The toy scenes: drawn from a seed, described truly, checked."""
 
 import random
+import re
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from captioning.data import Annotated, draw_toy, read_toy
-from captioning.data.toy import KINDS, Scene, Shape, describe, draw_scene, is_true, read_scenes, render
+from captioning.data.toy import (
+    COLOURS,
+    KINDS,
+    Scene,
+    Shape,
+    describe,
+    draw_scene,
+    is_true,
+    read_scenes,
+    render,
+)
 from captioning.errors import InputError
 
 
@@ -43,11 +54,20 @@ def test_the_checker_knows_truth(sentence: str, verdict: bool) -> None:
 def test_every_description_is_true_of_its_scene_and_rarely_of_another() -> None:
     generator = random.Random(0)
     scenes = [draw_scene(generator) for _ in range(300)]
-    sentences = [describe(scene, generator) for scene in scenes]
+    sentences = [describe(scene) for scene in scenes]
     assert all(len(set(five)) == 5 for five in sentences)
     assert all(is_true(s, scene) for five, scene in zip(sentences, scenes, strict=True) for s in five)
     elsewhere = [is_true(s, scene) for five, scene in zip(sentences, scenes[1:], strict=False) for s in five]
     assert sum(elsewhere) / len(elsewhere) < 0.15
+
+
+def test_the_shape_that_is_named_first_can_be_seen() -> None:
+    named = rf"({'|'.join(COLOURS)}) ({'|'.join(KINDS)})"
+    for scene in (draw_scene(random.Random(seed)) for seed in range(50)):
+        highest, *_, lowest = sorted([*scene.shapes, *scene.shapes], key=lambda shape: shape.y)
+        for sentence in describe(scene):
+            first = lowest if re.match("There is|(One|Two|Three) shape", sentence) else highest
+            assert f"{first.colour} {first.kind}" == re.search(named, sentence)[0]
 
 
 def test_shapes_are_where_the_scene_says() -> None:

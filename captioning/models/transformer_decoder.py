@@ -7,6 +7,7 @@ the regions, averaged over its heads. A family defines how regions are encoded a
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -245,11 +246,14 @@ class TransformerDecoder(CaptionModel):
     def _embed(self, tokens: Tensor, first: int) -> Tensor:
         """Embed words (B, T) at positions from `first` on: (B, T, H)."""
         words = self.embedding(tokens) * math.sqrt(self.hidden_dim)
-        return self.dropout(words + sinusoids(first, tokens.shape[1], self.hidden_dim).to(words))
+        positions = sinusoids(first, tokens.shape[1], self.hidden_dim, device=words.device)
+        return self.dropout(words + positions.to(words))
 
 
-def sinusoids(first: int, count: int, size: int) -> Tensor:
+def sinusoids(first: int, count: int, size: int, *, device: torch.device | None = None) -> Tensor:
     """Compute the vectors of positions from `first` on (Vaswani et al. 2017, section 3.5): (count, size)."""
-    position = torch.arange(first, first + count, dtype=torch.float32)[:, None]  # (count, 1)
-    rate = torch.exp(torch.arange(0, size, 2, dtype=torch.float32) * (-math.log(10000.0) / size))
+    # On the device itself: a copy from the CPU would make a GPU wait.
+    numbers = partial(torch.arange, dtype=torch.float32, device=device)
+    position = numbers(first, first + count)[:, None]  # (count, 1)
+    rate = torch.exp(numbers(0, size, 2) * (-math.log(10000.0) / size))
     return torch.stack([torch.sin(position * rate), torch.cos(position * rate)], -1).flatten(1)[:, :size]
