@@ -14,6 +14,16 @@ from captioning.errors import InputError
 from captioning.files import CONF
 
 
+def test_an_interrupt_during_the_imports_is_one_word() -> None:
+    script = "from captioning.cli.interrupt import stop_quietly; stop_quietly(); raise "
+    done = [
+        subprocess.run([sys.executable, "-c", script + error], capture_output=True, text=True)
+        for error in ("KeyboardInterrupt", "ValueError(3)")
+    ]
+    assert done[0].stderr == "stopped\n" and done[0].returncode != 0
+    assert done[1].stderr.endswith("ValueError: 3\n") and done[1].returncode == 1
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_every_group_with_its_options_and_every_key(command: str) -> None:
     text = help_text(command)
