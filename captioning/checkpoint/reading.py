@@ -126,7 +126,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         if part in metadata and not isinstance(metadata[part].get(needed), dict):
             raise InputError(f"{path} is damaged: its {part} names no {needed}")
     if not all(map(_is_text, metadata.get("words", []))):
-        raise InputError(f"{path} is damaged: its words are not all texts")
+        raise InputError(f"{path} is damaged: its words are not all texts of whole characters")
     weights = content.get("state_dict")
     if not isinstance(weights, dict) or not weights:
         raise InputError(f"{path} holds no weights; use a checkpoint that captioning train has written")
