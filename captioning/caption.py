@@ -1,4 +1,8 @@
-"""Caption photographs: `python -m captioning.caption image=dog.jpg picture=dog.png`."""
+"""Caption photographs: `python -m captioning.caption image=dog.jpg picture=dog.png`.
+
+A picture that cannot be read costs a line on standard error, and the rest is captioned. Afterwards the exit
+status is 1, as of `cat` and `tar`, so that a script notices; with `on_error=skip` it is 0 if any was read.
+"""
 
 from captioning.cli import command, quick_help
 
@@ -27,7 +31,9 @@ log = logging.getLogger(__name__)
 
 @command("caption")
 def main(config: DictConfig) -> None:
-    """Print a line for each picture; exit status 1 if none could be read."""
+    """Print a line for each picture; exit status 1 if one could not be read, with on_error=skip if none."""
+    if config.on_error not in ("fail", "skip"):
+        raise InputError(f"on_error is {config.on_error!r}; it is fail or skip")
     options: Any = OmegaConf.to_container(config, resolve=True)
     torch.manual_seed(options["seed"])
     found = find_images(listed_names() if options["image"] == "-" else options["image"])
@@ -51,7 +57,8 @@ def main(config: DictConfig) -> None:
         raise SystemExit(141) from None
     if num_read < len(found.paths):
         show(f"{len(found.paths) - num_read} of {len(found.paths)} pictures could not be read", sys.stderr)
-        raise SystemExit(0 if num_read else 1)
+        if not num_read or options["on_error"] == "fail":
+            raise SystemExit(1)
 
 
 def caption_all(

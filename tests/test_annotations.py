@@ -21,7 +21,8 @@ from captioning.data import (
     read_pairs,
     sample_captions,
 )
-from captioning.data.records import one_picture_per_id, read_text
+from captioning.data.records import one_picture_per_id
+from captioning.data.texts import read_text
 from captioning.errors import InputError
 
 
@@ -70,13 +71,18 @@ class TestCoco:
              r"annotations\[0\]: found no 'caption' .*captions_\*.json, not instances"),
             ('{"images": [], "annotations": []}', "has no pictures"),
             ("[" * 100_000, "nested too deeply"),
-            ('{"images": [], "annotations": [{"id": 1' + "0" * 5000 + "}]}", "Exceeds the limit"),
+            ('{"images": [{"id": 1, "file_name": "a"}, {"id": -1' + "0" * 5000 + ', "file_name": "b"}], "annotations": []}',
+             r"images\[1\]: found id = a number of 5,001 digits; .* needs id: a whole number"),
             ('{"images": [], "images": []}', "the key 'images' comes twice"),
         ],
     )  # fmt: skip
     def test_another_file_is_refused(self, tmp_path: Path, text: str, message: str) -> None:
         with pytest.raises(InputError, match=message):
             read_coco(write(tmp_path / "c.json", text), ".", "train")
+
+    def test_a_number_that_nobody_asks_for_may_be_of_any_length(self, tmp_path: Path) -> None:
+        text = json.dumps(coco_content()).replace('{"images"', '{"year": 1' + "0" * 5000 + ', "images"', 1)
+        assert len(read_coco(write(tmp_path / "c.json", text), ".", "train")) == 3
 
     def test_a_missing_file_names_the_remedy_and_a_folder_is_no_file(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no annotation file .*CAPTIONING_DATA"):

@@ -101,6 +101,7 @@ class TestParts:
             (without("captioning", "words"), "does not say its 'words'"),
             (at("captioning", "words", to="a dog"), "its words is a str, needed is a list"),
             (at("captioning", "words", to=["<pad>", 7]), "its words are not all texts"),
+            (at("captioning", "words", to=["<pad>", "\udce9"]), "its words are not all texts"),
             (at("captioning", "words", to=[]), r"its words begin with \[\]"),
             (at("captioning", "words", to=["a", "dog", "runs", "off"]), "its words begin with"),
             (
@@ -433,7 +434,7 @@ class TestArchives:
         torch.save({f"w{i}": weight for i in range(4)}, tmp_path / "tied.ckpt")
         check_archive(tmp_path / "tied.ckpt")
         torch.save({f"w{i}": weight[: 1000 - i] for i in range(100)}, tmp_path / "views.ckpt")
-        with pytest.raises(InputError, match="a tensor of .* elements in a storage of 1,000"):
+        with pytest.raises(InputError, match="its tensors are views of so few numbers"):
             check_archive(tmp_path / "views.ckpt")
 
     def test_what_is_no_archive_is_refused(self, tmp_path: Path) -> None:
@@ -491,23 +492,23 @@ class TestResuming:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            *((without(part), f"can't be resumed: its {part} is None") for part in
+            *((without(part), f"can't be resumed: it holds no {part}, which say where") for part in
               ("loops", "callbacks", "optimizer_states", "lr_schedulers")),
             *((at(part, to="x"), f"can't be resumed: its {part} is 'x'") for part in
               ("loops", "callbacks", "optimizer_states", "lr_schedulers")),
-            *((without("captioning", part), f"can't be resumed: its {part} is None") for part in
+            *((without("captioning", part), f"can't be resumed: it holds no {part}, which say") for part in
               ("random_state", "cuda_random_state", "objective_state", "history")),
             (at("optimizer_states", 0, "state", to={}), "its optimizer 0 has lost its state"),
             (at("optimizer_states", 0, to={}), "its optimizer 0 has no state and param_groups"),
             (at("optimizer_states", 0, "param_groups", 0, "lr", to=float("nan")), "its learning rate is nan"),
             (at("optimizer_states", 0, "param_groups", 0, to=None), "its learning rate is None"),
-            (at("optimizer_states", to=[]), r"its optimizer_states is \[\], needed is a list; give start_from="),
+            (at("optimizer_states", to=[]), "it holds no optimizer_states, which say where its training stood; give start_from="),
             (at("captioning", "history", to=[{"cider_d": "high"}]), "its history holds"),
             (at("captioning", "history", to=[{"cider_d": float("nan")}]), "its history holds"),
             (at("captioning", "history", to=[3]), "its history holds"),
             (at("captioning", "other_processes", to=[{"random_state": 3}]), "its random_state is 3, needed is a Tensor"),
-            (at("captioning", "other_processes", to=[None]), "its random_state is None, needed is a Tensor"),
-            (at("loops", to={}), "does not say how far it was trained"),
+            (at("captioning", "other_processes", to=[None]), "it holds no random_state"),
+            (at("loops", to={}), "it holds no loops, which say where"),
             (at("loops", "fit_loop", "epoch_progress", "current", "processed", to=-1), "how far it was trained, but"),
             (at("loops", "fit_loop", "epoch_progress", "current", "processed", to="1"), "how far it was trained"),
             (at("loops", "fit_loop", "epoch_progress", "current", to=None), "how far it was trained"),

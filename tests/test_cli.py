@@ -11,7 +11,17 @@ from captioning.cli.help import command_groups, help_text, read_option
 from captioning.cli.main import COMMANDS, main
 from captioning.cli.messages import input_error, refuse_fractions, refuse_missing
 from captioning.errors import InputError
-from captioning.files import CONF
+from captioning.files import CONF, atomic_write
+
+
+def test_an_interrupt_during_the_imports_is_one_word() -> None:
+    script = "from captioning.cli.interrupt import stop_quietly; stop_quietly(); raise "
+    done = [
+        subprocess.run([sys.executable, "-c", script + error], capture_output=True, text=True)
+        for error in ("KeyboardInterrupt", "ValueError(3)")
+    ]
+    assert done[0].stderr == "stopped\n" and done[0].returncode != 0
+    assert done[1].stderr.endswith("ValueError: 3\n") and done[1].returncode == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -95,6 +105,12 @@ def test_help_does_not_import_torch() -> None:
 def test_what_the_file_system_refuses_is_one_sentence(number: int, remedy: str) -> None:
     message = input_error(OSError(number, "no", "runs/x"))
     assert message is not None and "runs/x" in str(message) and remedy in str(message)
+
+
+def test_the_file_that_the_user_named_is_named_and_not_its_temporary_one(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as raised, atomic_write(tmp_path / "a.png") as temporary:
+        raise OSError(errno.EROFS, "no", str(temporary))
+    assert str(input_error(raised.value)).startswith(f"{tmp_path / 'a.png'}: the file system is read-only")
 
 
 def test_an_unknown_error_of_the_file_system_keeps_its_traceback() -> None:

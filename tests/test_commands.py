@@ -195,7 +195,7 @@ class TestCaption:
                 "decoding.max_words=2",
                 stdin=b"\0".join(bytes(tmp_path / os.fsdecode(name)) for name in names) + b"\0",
             )
-            assert done.returncode == 0, done.stderr
+            assert done.returncode == (listed != "image=-"), done.stderr  # the list has no bad one
             shown = "".join((done.stdout + done.stderr).split("\n"))
             assert shown.isprintable() and "caf\\xe9.png: " in done.stdout
             written = [json.loads(line)["image"] for line in (tmp_path / "c.jsonl").read_text().splitlines()]
@@ -248,18 +248,28 @@ class TestCaption:
         (tmp_path / "page.jpg").write_bytes(b"%PDF-1.7")
         bad = ",".join(str(tmp_path / name) for name in ("bad.jpg", "clip.jpg", "page.jpg", "gone.jpg"))
         done = caption(f"image=[{bad},{folder / '0.jpg'}]", f"output={tmp_path / 'c.jsonl'}")
-        assert done.returncode == 0 and len(done.stdout.splitlines()) == 1
+        assert done.returncode == 1 and len(done.stdout.splitlines()) == 1
         for message in (
             "bad.jpg: the file is empty",
-            "clip.jpg is a video; save one frame",
-            "page.jpg is a PDF document; save the page",
+            "skipped {}: this is a video; save one frame".format(tmp_path / "clip.jpg"),
+            "page.jpg: this is a PDF document; save the page",
             "gone.jpg: no such file",
             "4 of 5 pictures could not be read",
         ):
             assert message in done.stderr
         before = (tmp_path / "c.jsonl").read_text()
+        assert len(before.splitlines()) == 1, "what could be captioned is in the file"
         again = caption(f"image={tmp_path / 'bad.jpg'}", f"output={tmp_path / 'c.jsonl'}")
         assert again.returncode == 1 and (tmp_path / "c.jsonl").read_text() == before
+
+    def test_skipping_bad_pictures_can_be_asked_for(
+        self, caption: Callable, folder: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "bad.jpg").write_bytes(b"")
+        both = f"image=[{tmp_path / 'bad.jpg'},{folder / '0.jpg'}]"
+        assert caption(both, "on_error=skip").returncode == 0
+        assert caption(f"image={tmp_path / 'bad.jpg'}", "on_error=skip").returncode == 1
+        assert "it is fail or skip" in caption(both, "on_error=ignore").stderr
 
     def test_other_files_of_a_folder_are_named_and_counted(self, caption: Callable, tmp_path: Path) -> None:
         photograph().save(tmp_path / "photograph.avif")

@@ -13,6 +13,8 @@ from captioning.data import Annotated, CaptionDataModule, CaptionDataset, ImageD
 from captioning.data.dataset import pad_captions
 from captioning.errors import InputError
 from captioning.features.cache import Row
+from captioning.features.images import Fingerprint, digest
+from captioning.features.pictures import Pictures
 from captioning.features.writer import CacheWriter
 from captioning.tokenizers import Characters, Subwords, Tokenizer, Words
 from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, Vocabulary
@@ -278,6 +280,33 @@ class TestSummary:
         shared = [RECORDS[i]._replace(split="val", captions=("other",)) for i in (0, 3)]
         build([*RECORDS, *shared], features)
         assert "mine: 2 pictures are in train and in val, so scores on val look better" in caplog.text
+
+    def test_a_picture_in_train_and_val_under_two_names_is_reported(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        records = records_of("train", 6) + records_of("val", 4)
+        paths = {record.image_id: tmp_path / record.path for record in records}
+        records = [record._replace(path=paths[record.image_id]) for record in records]
+        content = {"val1": "train2", "val3": "train5", "train1": "train0"}  # the last pair leaks nothing
+        pictures = Pictures(paths)
+        with CacheWriter(
+            tmp_path / "f.h5", list(paths), (REGIONS, DIM), {"node": "Mixed_5d"}, pictures=pictures
+        ) as writer:
+            for row, image_id in enumerate(paths):
+                text = content.get(image_id, image_id)
+                paths[image_id].write_text(text)
+                with paths[image_id].open("rb") as file:
+                    state = paths[image_id].stat()
+                    fingerprint = Fingerprint(state.st_size, state.st_mtime_ns, digest(file))
+                writer.write(row, Row(np.zeros((REGIONS, DIM)), REGIONS), fingerprint)
+            writer.finish()
+        monkeypatch.setattr("captioning.features.pictures.digest", None)  # nothing is read again
+        build(records, tmp_path / "f.h5")
+        warnings = [entry.getMessage() for entry in caplog.records if entry.levelno > logging.INFO]
+        assert warnings == [
+            "mine: 2 pictures in val have the same content as pictures in train, under other names, so scores "
+            f"on val look better than they are; first {paths['val1']}, which is {paths['train2']}"
+        ]
 
     @pytest.mark.parametrize(
         ("caption", "warned"),

@@ -422,7 +422,7 @@ class TestTraining:
 
     def test_there_is_no_training_to_resume(self, file: Path, toy_overrides: list[str]) -> None:
         config = compose_config("train", *toy_overrides, "output_dir=none", f"resume={file}")
-        with pytest.raises(InputError, match=r"can't be resumed: its loops is None.* give start_from="):
+        with pytest.raises(InputError, match=r"can't be resumed: it holds no loops.* give start_from="):
             starting_point(config, file)
 
     def test_evaluation_asks_for_data(self, file: Path) -> None:

@@ -286,7 +286,7 @@ class TestCache:
                 CacheWriter(path, ["a"], SHAPE, PROVENANCE)
 
     def test_a_file_that_cannot_be_read_is_not_called_damaged(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="can't be read: Is a directory"):
+        with pytest.raises(InputError, match="can't be read: Is a directory; give features.path="):
             FeatureCache(tmp_path)
         with pytest.raises(InputError, match="can't be read: it is no regular file"):
             FeatureCache("/dev/null")

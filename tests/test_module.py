@@ -174,8 +174,13 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("captioning.files.os.replace", fail)
-    with pytest.raises(InputError, match="is the disk full"):
+    with pytest.raises(InputError, match="is the disk full. Make room and run the command again"):
         AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(3)}, path)
+    for name in ("best.ckpt", "last.ckpt"):
+        (tmp_path / name).touch()
+        with pytest.raises(InputError, match=f"go on with resume={tmp_path / name}, which is untouched"):
+            AtomicCheckpointIO().save_checkpoint({"a": torch.zeros(3)}, path)
+        (tmp_path / name).unlink()
     assert torch.equal(torch.load(path, weights_only=True)["a"], torch.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == ["c.ckpt"]
 

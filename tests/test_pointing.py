@@ -114,6 +114,10 @@ def test_names_of_categories_and_their_plurals_name_all_their_instances(tmp_path
             {"annotations": [{"image_id": 7, "category_id": 1, "bbox": [0, 0, 1, None]}]},
             r"annotations\[0\].*four numbers",
         ),
+        (
+            {"annotations": [{"image_id": 7, "category_id": 1, "bbox": [0, 0, 1, 10**400]}]},
+            r"annotations\[0\].*four numbers",
+        ),
         ({"annotations": [{"image_id": 9, "category_id": 1, "bbox": [0, 0, 1, 1]}]}, "image_id 9.*it lists"),
     ],
 )

@@ -287,7 +287,7 @@ class TestWhatAPictureIs:
     def test_files_of_other_kinds_are_named(self, head: bytes, message: str, tmp_path: Path) -> None:
         (tmp_path / "thing.jpg").write_bytes(head + bytes(2000))
         for form in (tmp_path / "thing.jpg", head + bytes(2000)):
-            with pytest.raises(InputError, match=f"is {message}"):
+            with pytest.raises(InputError, match=f": this is {message}"):
                 to_image(form)
 
     def test_pictures_are_not_taken_for_other_kinds(self, paths: list[Path]) -> None:

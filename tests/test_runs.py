@@ -129,7 +129,7 @@ def test_a_run_stopped_inside_an_epoch_ends_as_one_that_was_not(
 
 @pytest.mark.slow
 def test_checkpoints_are_written_every_so_many_steps(
-    exact: list[str], unbroken: Path, tmp_path: Path
+    exact: list[str], unbroken: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Crash(Exception):
         pass
@@ -137,12 +137,14 @@ def test_checkpoints_are_written_every_so_many_steps(
     def crash() -> None:
         raise Crash
 
+    caplog.set_level(logging.INFO)
     # After steps 3, 6 and 8, the last of the epoch; then the epoch's own file; then after step 9.
     every = prepare(exact, tmp_path / "a", "checkpoint_every=3steps", do=At("on_train_batch_end", 11, crash))
     with pytest.raises(Crash):
         every.fit()
     content = checkpoint_of(tmp_path / "a")
     assert content["global_step"] == 9 and content["CaptionDataModule"]["batch"] == 1
+    assert "weights_only" not in caplog.text  # Lightning would say so of each file
     prepare(exact, tmp_path / "b", f"resume={tmp_path / 'a'}").fit()
     assert not differences(checkpoint_of(unbroken), checkpoint_of(tmp_path / "b"))
 

@@ -189,9 +189,11 @@ class _Skeleton(pickle._Unpickler):
         number, last = 1, offset
         for length, step in zip(size, stride, strict=True):
             number, last = number * length, last + max(0, length - 1) * step
-        self.bytes_left -= number * storage.item_size
-        if number > storage.length or number and last >= storage.length or self.bytes_left < 0:
+        if number > storage.length or number and last >= storage.length:
             raise InputError(f"it holds a tensor of {number:,} elements in a storage of {storage.length:,}")
+        self.bytes_left -= number * storage.item_size
+        if self.bytes_left < 0:
+            raise InputError("its tensors are views of so few numbers that copies would fill the memory")
         return _Tensor()
 
     def build(self) -> None:

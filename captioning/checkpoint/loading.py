@@ -91,8 +91,9 @@ def _build_with_weights(
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"{path}: the weights do not fit the model that the file describes: {str(error)[:300]}"
+            f"{path}: the weights do not fit the model that the file describes: {reason}"
         ) from error
     if any(part.is_meta for part in model.buffers()):  # buffers that are computed, not stored
         model = build(options, "model", trust)

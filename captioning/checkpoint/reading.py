@@ -125,8 +125,8 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     for part, needed in (("features", "extractor"), ("data", "reader")):
         if part in metadata and not isinstance(metadata[part].get(needed), dict):
             raise InputError(f"{path} is damaged: its {part} names no {needed}")
-    if not all(isinstance(word, str) for word in metadata.get("words", [])):
-        raise InputError(f"{path} is damaged: its words are not all texts")
+    if not all(map(_is_text, metadata.get("words", []))):
+        raise InputError(f"{path} is damaged: its words are not all texts of whole characters")
     weights = content.get("state_dict")
     if not isinstance(weights, dict) or not weights:
         raise InputError(f"{path} holds no weights; use a checkpoint that captioning train has written")
@@ -140,6 +140,11 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
             )
 
 
+def _is_text(word: Any) -> bool:
+    # Half of a surrogate pair can't be written to a file of captions.
+    return isinstance(word, str) and not any("\ud800" <= letter <= "\udfff" for letter in word)
+
+
 def check_resumable(content: Mapping[str, Any], path: str | Path) -> None:
     """Refuse a checkpoint that a training cannot go on from.
 
@@ -151,6 +156,7 @@ def check_resumable(content: Mapping[str, Any], path: str | Path) -> None:
         InputError: names what is missing or of another kind.
     """
     state = {"loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list}
+    can_be_empty = "callbacks", "lr_schedulers", "cuda_random_state", "objective_state", "history"
     drawn = {"random_state": Tensor, "cuda_random_state": list, "objective_state": dict}
     metadata = content["captioning"]
     parts: list[tuple[Any, dict[str, Any]]] = [(content, state), (metadata, {**drawn, "history": list})]
@@ -158,11 +164,16 @@ def check_resumable(content: Mapping[str, Any], path: str | Path) -> None:
     for holder, kinds in parts:
         for part, kind in kinds.items():
             found = holder.get(part) if isinstance(holder, dict) else None
-            if not isinstance(found, kind) or part == "optimizer_states" and not found:
-                raise InputError(
-                    f"{path} can't be resumed: its {part} is {found!r:.40}, needed is a {kind.__name__}; "
-                    "give start_from= to begin a training with its weights and words"
-                )
+            if found is None or isinstance(found, (list, dict)) and not found and part not in can_be_empty:
+                problem = f"it holds no {part}, which say where its training stood"
+            elif not isinstance(found, kind):
+                problem = f"its {part} is {found!r:.40}, needed is a {kind.__name__}"
+            else:
+                continue
+            raise InputError(
+                f"{path} can't be resumed: {problem}; give start_from= to begin a training with its "
+                "weights and words"
+            )
     for number, optimizer in enumerate(content["optimizer_states"]):
         groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
         if not (isinstance(groups, list) and isinstance(optimizer.get("state"), dict)):

@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from captioning.cli.help import help_text
+from captioning.cli.interrupt import stop_quietly
 from captioning.cli.messages import input_error, options_error, refuse_fractions, refuse_missing
 from captioning.cli.names import gather_positional, keep_names, refuse_numbers
 from captioning.errors import InputError
@@ -142,15 +143,18 @@ def _exit_with(message: object) -> NoReturn:
 
 
 def quick_help(module: str, config_name: str) -> None:
-    """Print the help and exit if `--help` was asked of the running command.
+    """Print the help and exit if `--help` was asked of the running command; let Ctrl-C end it quietly.
 
-    A command calls this before its other imports: `--help` need not wait for torch and Lightning.
+    A command calls this before its other imports: neither need wait for torch and Lightning.
 
     Args:
         module: `__name__` of the caller; nothing happens unless it is being run.
         config_name: of the command.
     """
-    if module == "__main__" and {"--help", "-h"} & set(sys.argv[1:]):
+    if module != "__main__":
+        return
+    stop_quietly()
+    if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(config_name, sys.argv[1:]))
         raise SystemExit(0)
 

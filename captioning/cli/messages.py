@@ -14,12 +14,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from captioning.cli.help import command_groups
 from captioning.errors import InputError
-from captioning.files import CONF
+from captioning.files import CONF, PARTIAL
 
 _REMEDIES = {  # what the file system answers, and what the user can do about it
     errno.ENOSPC: "the disk is full; make room and run the command again",
     errno.EDQUOT: "the disk quota is used up; make room and run the command again",
-    errno.EROFS: "the file system is read-only; choose another place, such as hydra.run.dir=<folder>",
+    errno.EROFS: "the file system is read-only; choose another place, of a run folder by hydra.run.dir=",
     errno.EACCES: "permission is denied; choose another place, or change the permissions",
     errno.EPERM: "permission is denied; choose another place, or change the permissions",
     errno.ENAMETOOLONG: "the file name is too long; choose a shorter one",
@@ -36,7 +36,9 @@ def input_error(error: Exception) -> InputError | None:
         return error
     if isinstance(error, OSError):
         remedy = _REMEDIES.get(error.errno or 0)
-        return InputError(f"{error.filename or error}: {remedy}") if remedy else None
+        # The file that the user knows, not the temporary one of `atomic_write`.
+        name = re.sub(rf"\.\d+{re.escape(PARTIAL)}$", "", str(error.filename or error))
+        return InputError(f"{name}: {remedy}") if remedy else None
     if isinstance(error, InstantiationException):  # Hydra wraps what a constructor raises
         cause = error.__cause__
         if isinstance(cause, InputError):

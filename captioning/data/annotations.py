@@ -17,8 +17,8 @@ from captioning.data.records import (
     Records,
     one_picture_per_id,
     read_lists,
-    read_text,
 )
+from captioning.data.texts import read_text
 from captioning.errors import InputError
 from captioning.files import IMAGE_SUFFIXES
 from captioning.vocabulary import printable

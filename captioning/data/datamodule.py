@@ -20,7 +20,7 @@ from captioning.data.dataset import (
 )
 from captioning.data.places import Places
 from captioning.data.records import Annotated, one_picture_per_id
-from captioning.data.summary import log_summary, log_words
+from captioning.data.summary import log_same_content, log_summary, log_words
 from captioning.errors import InputError
 from captioning.features.cache import FeatureCache, check_provenance
 from captioning.processes import shield_worker
@@ -132,7 +132,7 @@ class CaptionDataModule(LightningDataModule):
             self.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read annotations, log what they hold, build the vocabulary, open the cache.
+        """Read annotations, log what they hold, build the vocabulary, open the cache, compare pictures.
 
         Raises:
             InputError: an image has no features, they were made otherwise or of another picture, a split is
@@ -157,6 +157,8 @@ class CaptionDataModule(LightningDataModule):
         check_provenance(self.features_path, self.cache.provenance, self.provenance)
         for split in self.feature_splits:
             self._check_features(split)
+        used = {record.image_id for records in self.records.values() for record in records}
+        log_same_content(str(self.name), self.records, self.cache.contents(used))
 
     def split(self, name: str) -> list[Annotated]:
         """Return the records of a split.

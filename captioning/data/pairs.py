@@ -20,11 +20,10 @@ from captioning.data.records import (
     Annotated,
     Place,
     Records,
-    parse_json,
-    read_text,
     show,
     to_split,
 )
+from captioning.data.texts import parse_json, read_text
 from captioning.errors import InputError
 from captioning.files import IMAGE_SUFFIXES
 from captioning.vocabulary import printable

@@ -5,7 +5,6 @@ it reads to `Records`. A wrong record ends the reading with the file, the record
 needed; what is left out (empty captions, blank lines) is counted and reported in one line.
 """
 
-import json
 import logging
 import math
 import re
@@ -13,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from captioning.data.texts import parse_json, read_text
 from captioning.errors import InputError
 from captioning.vocabulary import printable
 
@@ -95,15 +95,22 @@ def _box(value: Any) -> tuple[float, float, float, float]:
 
 
 def _number(value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):  # not bool
+    if type(value) not in (int, float):  # not bool
         raise ValueError
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        raise ValueError from None
+    if not math.isfinite(number):
+        raise ValueError
+    return number
 
 
 def _side(value: Any) -> float:
-    if _number(value) <= 0:
+    side = _number(value)
+    if side <= 0:
         raise ValueError
-    return float(value)
+    return side
 
 
 def to_split(name: str) -> str:
@@ -254,49 +261,6 @@ def _two_pictures(source: str | Path, image_id: str, first: Path, second: Path) 
     )
 
 
-def read_text(file: str | Path) -> str:
-    """Read a UTF-8 file, with or without byte order mark.
-
-    Raises:
-        InputError: there is none, or it is something else.
-    """
-    name = printable(file)
-    try:
-        return Path(file).read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(
-            f"there is no annotation file {name}; set CAPTIONING_DATA to the folder of the data sets, or the "
-            "data.reader.* options to where yours is"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8 text ({error}); save it as UTF-8") from error
-    except (OSError, ValueError) as error:  # ValueError: NUL in the name
-        raise InputError(f"{name} can't be read as an annotation file: {error}") from error
-
-
-def parse_json(text: str, file: str | Path, first_line: int = 1) -> Any:
-    """Parse JSON; a key may not come twice in one object, since one of its values would be lost.
-
-    Args:
-        text: the whole file, or a line of it.
-        file: for messages.
-        first_line: where the text starts in the file.
-
-    Raises:
-        InputError: it is not JSON, nested too deeply, or has a number of thousands of digits.
-    """
-    name = printable(file)
-    try:
-        return json.loads(text, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        line = error.lineno + first_line - 1
-        raise InputError(f"{name} is not JSON (line {line}): {error.msg}; is the file complete?") from error
-    except RecursionError as error:
-        raise InputError(f"{name} is nested too deeply for an annotation file") from error
-    except ValueError as error:  # a repeated key, or Python's limit on the digits of a number
-        raise InputError(f"{name} (from line {first_line}): {error}") from error
-
-
 def read_lists(file: str | Path, records: Records, *names: str) -> dict[str, Any]:
     """Read a JSON object of which some keys must be lists.
 
@@ -310,14 +274,6 @@ def read_lists(file: str | Path, records: Records, *names: str) -> dict[str, Any
                 f"{records.source} is not {records.form}: it needs a list {name!r}, found {show(content)}"
             )
     return content
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
-    return result
 
 
 def show(value: Any) -> str:

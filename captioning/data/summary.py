@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 from captioning.data.records import Annotated
 from captioning.tokenizers import UNSPACED, Tokenizer, Words
@@ -32,6 +33,35 @@ def log_summary(name: str, records: Mapping[str, Sequence[Annotated]]) -> None:
             log.warning(
                 "%s: %d pictures are in %s and in %s, so scores on %s look better than they are; first %s",
                 *(name, len(shared), first, second, second, printable(min(shared))),
+            )
+
+
+def log_same_content(
+    name: str, records: Mapping[str, Sequence[Annotated]], contents: Mapping[str, Any]
+) -> None:
+    """Warn of pictures of two splits that have the same content under different names.
+
+    Args:
+        name: of the data set.
+        records: by split.
+        contents: equal for pictures of equal content, by image id; pictures that it lacks are not compared.
+    """
+    for first, second in combinations(records, 2):
+        known = {
+            contents[record.image_id]: record.path for record in records[first] if record.image_id in contents
+        }
+        same_path = _paths(records[first])  # these are in the summary
+        shared = {
+            str(record.path): str(known[contents[record.image_id]])
+            for record in records[second]
+            if str(record.path) not in same_path and contents.get(record.image_id) in known
+        }
+        if shared:
+            example = min(shared)
+            log.warning(
+                "%s: %d pictures in %s have the same content as pictures in %s, under other names, so scores "
+                "on %s look better than they are; first %s, which is %s",
+                *(name, len(shared), second, first, second, printable(example), printable(shared[example])),
             )
 
 

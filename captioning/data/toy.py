@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from captioning.data.annotations import read_coco
-from captioning.data.records import Annotated, parse_json, read_text
+from captioning.data.records import Annotated
+from captioning.data.texts import parse_json, read_text
 from captioning.errors import InputError
 from captioning.files import atomic_write
 

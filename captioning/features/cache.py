@@ -219,6 +219,10 @@ class FeatureCache:
             if image_id in image_ids and paths[row]
         }
 
+    def contents(self, image_ids: Container[str]) -> dict[str, tuple[int, int]]:
+        """Return size and digest of these images' pictures, where known; equal where their content is."""
+        return {key: (row.size, row.digest) for key, row in self.recorded(image_ids).items()}
+
     def _rows_of(self, status: int) -> dict[str, int]:
         ids = self._records["image_id"].tolist()
         rows = np.flatnonzero(self._intact & (self._records["status"] == status))

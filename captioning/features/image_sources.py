@@ -84,7 +84,7 @@ def reread(source: ImageSource, image: Image.Image) -> str | os.PathLike[str] | 
 
 def _from_path(path: str) -> Image.Image:
     if is_url(path) and not os.path.exists(path):
-        raise InputError(f"{path} is a URL; download it first, then give the file")
+        raise InputError(f"{path}: this is a URL; download it first, then give the file")
     if Path(path).is_fifo():  # <(curl …), or /dev/stdin after a pipe
         with open(path, "rb") as pipe:
             return _from_file(pipe, path)
@@ -98,7 +98,7 @@ def _from_path(path: str) -> Image.Image:
             raise error from None
         if kind is None:
             raise
-        raise InputError(f"{path} is {kind}") from error
+        raise InputError(f"{path}: this is {kind}") from error
 
 
 def _from_file(file: BinaryIO, name: str) -> Image.Image:
@@ -120,7 +120,7 @@ def _from_bytes(content: bytes, name: str) -> Image.Image:
         return decode(io.BytesIO(content), name)
     except InputError as error:
         if kind := describe_content(content[:HEAD]):
-            raise InputError(f"{name} is {kind}") from error
+            raise InputError(f"{name}: this is {kind}") from error
         raise
 
 

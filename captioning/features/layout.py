@@ -156,9 +156,9 @@ def open_cache(path: Path) -> h5py.File:
             "experiment=... or data=... features=... options"
         ) from error
     except OSError as error:
-        raise InputError(f"the feature file {name} can't be read: {error.strerror}") from error
+        raise _unreadable(name, str(error.strerror)) from error
     if not path.is_file():  # never advise to delete a device
-        raise InputError(f"the feature file {name} can't be read: it is no regular file")
+        raise _unreadable(name, "it is no regular file")
     try:
         if not h5py.is_hdf5(path):
             raise ValueError("it is no HDF5 file")
@@ -173,6 +173,10 @@ def open_cache(path: Path) -> h5py.File:
             raise
         raise _unusable(name, error) from error
     return file
+
+
+def _unreadable(name: str, reason: str) -> InputError:
+    return InputError(f"the feature file {name} can't be read: {reason}; give features.path=<another file>")
 
 
 def _unusable(name: str, error: Exception) -> InputError:

@@ -298,9 +298,10 @@ def load_weights(module: CaptioningModule, start: dict[str, Any], data: CaptionD
     try:
         module.load_state_dict(start["state_dict"])
     except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"{path} holds a {metadata['model']['_target_']} whose weights do not fit the model of this run; "
-            f"give the model= and its sizes that it was trained with: {str(error)[:300]}"
+            f"give the model= and its sizes that it was trained with: {reason}"
         ) from error
 
 

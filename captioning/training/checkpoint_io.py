@@ -49,9 +49,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             # torch's zip writer turns ENOSPC into a RuntimeError.
             if getattr(error, "errno", None) != errno.ENOSPC and not isinstance(error, RuntimeError):
                 raise
+            remedy = _remedy(Path(path))
             raise InputError(
-                f"{path} could not be written ({error}); is the disk full? Earlier checkpoints are "
-                "untouched: make room and go on with resume=<run folder>"
+                f"{path} could not be written ({error}); is the disk full? Make room and {remedy}"
             ) from error
         self.num_written += 1
 
@@ -69,6 +69,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             if isinstance(state, dict) and "dirpath" in state:  # a ModelCheckpoint of whatever class
                 state.update(dict.fromkeys(_PATHS, ""), best_k_models={})
         return content
+
+
+def _remedy(path: Path) -> str:
+    """Say how a run goes on whose checkpoint at `path` could not be written: from one that is there."""
+    there = (path.with_name(name) for name in (checkpoints.LAST, checkpoints.BEST))
+    found = next((checkpoint for checkpoint in there if checkpoint.is_file()), None)
+    return f"go on with resume={found}, which is untouched" if found else "run the command again"
 
 
 _PATHS = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path")
@@ -229,7 +236,7 @@ class MidEpochCheckpoint(Checkpoint):
             return
         self._validates = validates
         try:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
         finally:
             self._validates = False
         self._saved = time.monotonic()
