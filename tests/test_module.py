@@ -305,7 +305,9 @@ def test_features_of_other_weights_are_refused(toy_overrides: list[str], tmp_pat
         run(toy_overrides, tmp_path, "features.extractor.weights=IMAGENET1K_V1")
 
 
-@pytest.mark.parametrize("objective", ["cross_entropy", "scheduled_sampling", "doubly_stochastic"])
+@pytest.mark.parametrize(
+    "objective", ["cross_entropy", "scheduled_sampling", "doubly_stochastic", "focused_attention"]
+)
 def test_hard_attention_is_refused_an_objective_that_can_not_teach_it(
     toy_overrides: list[str], tmp_path: Path, objective: str
 ) -> None:

@@ -27,12 +27,14 @@ from captioning.models.recurrent import lstm_update
 from captioning.objectives import (
     CrossEntropy,
     DoublyStochastic,
+    FocusedAttention,
     Reinforce,
     ScheduledSampling,
     SelfCritical,
     ShiftedTargets,
     Terms,
 )
+from captioning.objectives.focused_attention import mean_entropy
 from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, UNKNOWN, Vocabulary
 from tests.conftest import REGIONS, VOCABULARY, batch_of, build
 from tests.test_decoding import Fixed
@@ -706,7 +708,38 @@ def test_what_is_logged_has_no_gradient_and_leaves_out_the_loss(ragged: Batch) -
         assert not any(value.requires_grad for value in terms.logged.values())
 
 
-@pytest.mark.parametrize("name", ["doubly_stochastic", "reinforce"])
+def test_wide_attention_has_its_price(ragged: Batch) -> None:
+    even, sharp = torch.full((2, 4), 0.25), torch.eye(4)[:2]
+    assert mean_entropy(even).item() == pytest.approx(1) and mean_entropy(sharp).item() == pytest.approx(0)
+    assert mean_entropy(torch.ones(3, 1)).item() == 0  # a single region leaves no choice
+    model, plain = build("gru_attention"), CrossEntropy()
+    terms = FocusedAttention(weight=0.5, cross_entropy=plain)(model, ragged)
+    expected = plain(model, ragged).loss + 0.5 * terms.logged["entropy"]
+    assert terms.loss.item() == pytest.approx(expected.item())
+    terms.loss.backward()  # masked regions have no attention, where the entropy has no derivative
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    with pytest.raises(InputError, match="needs a model with attention over regions"):
+        FocusedAttention(weight=0.5, cross_entropy=plain)(build("mean_pooled"), ragged)
+    with pytest.raises(InputError, match="weight is -1"):
+        FocusedAttention(weight=-1, cross_entropy=plain)
+
+
+@pytest.mark.parametrize("focused", [True, False])
+def test_attention_gets_narrower_where_that_is_asked_for(focused: bool, ragged: Batch) -> None:
+    model = build("gru_attention").train()
+    objective = FocusedAttention(weight=10.0 * focused, cross_entropy=CrossEntropy())
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    entropies = []
+    for _ in range(30):
+        terms = objective(model, ragged)
+        optimizer.zero_grad()
+        terms.loss.backward()
+        optimizer.step()
+        entropies.append(terms.logged["entropy"].item())
+    assert (entropies[-1] < 0.5 * entropies[0]) == focused
+
+
+@pytest.mark.parametrize("name", ["doubly_stochastic", "focused_attention", "reinforce"])
 def test_all_terms_of_a_loss_are_divided_alike(name: str, ragged: Batch) -> None:
     losses = {}
     for normalisation in ("per_token", "per_caption"):
@@ -715,6 +748,10 @@ def test_all_terms_of_a_loss_are_divided_alike(name: str, ragged: Batch) -> None
                 DoublyStochastic(
                     weight=2.0, target="one", cross_entropy=CrossEntropy(normalisation=kind)
                 ),
+                build("show_attend_tell"),
+            ),
+            "focused_attention": lambda kind: (
+                FocusedAttention(weight=2.0, cross_entropy=CrossEntropy(normalisation=kind)),
                 build("show_attend_tell"),
             ),
             "reinforce": lambda kind: (

@@ -3,6 +3,7 @@
 from captioning.objectives.base import Objective, Terms, TrainingData
 from captioning.objectives.cross_entropy import CrossEntropy
 from captioning.objectives.doubly_stochastic import DoublyStochastic
+from captioning.objectives.focused_attention import FocusedAttention
 from captioning.objectives.reinforce import Reinforce
 from captioning.objectives.scheduled_sampling import ScheduledSampling
 from captioning.objectives.self_critical import SelfCritical
@@ -13,6 +14,7 @@ from captioning.objectives.with_text import WithText
 __all__ = [
     "CrossEntropy",
     "DoublyStochastic",
+    "FocusedAttention",
     "Objective",
     "Reinforce",
     "ScheduledSampling",

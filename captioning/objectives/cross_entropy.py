@@ -41,11 +41,15 @@ class CrossEntropy(Objective):
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `nll` in nats per word, without smoothing."""
+        return self.of_output(model, batch, model(batch.features, self.inputs(batch), batch.mask))
+
+    def inputs(self, batch: Batch) -> Tensor:
+        """Return what the model reads, (B, T): START and all words but the last, some of them dropped."""
         inputs = batch.tokens[:, :-1]
         if self.word_dropout:
             dropped = (torch.rand(inputs.shape, device=inputs.device) < self.word_dropout) & (inputs > END)
             inputs = inputs.masked_fill(dropped, UNKNOWN)
-        return self.of_output(model, batch, model(batch.features, inputs, batch.mask))
+        return inputs
 
     def of_output(self, model: CaptionModel, batch: Batch, output: Output) -> Terms:
         """Compute the loss from a model's output, for objectives that add a term to it."""
