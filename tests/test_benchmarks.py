@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.exhaustive]
         ("beam", ["--threads", "1", "--images", "2", "--repeats", "1"], "one at a time"),
         ("cache", ["--rows", "64", "--repeats", "1"], "64"),
         ("own_parts", ["--threads", "1", "--repeats", "1"], "attention over 20 words"),
+        ("gpu", ["--tiny", "--seconds", "60"], "Transformer, eager"),
         ("metrics", ["--images", "100", "--repeats", "1"], "reward of 320 candidates"),
         ("self_critical", ["--threads", "1", "--repeats", "1", "--models", "gru_attention_flickr"], "gru"),
         ("training_step", ["--threads", "1", "--repeats", "1"], "fast, float32"),
