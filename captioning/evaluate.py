@@ -211,7 +211,7 @@ def evaluation_data(
     metadata = loaded.metadata
     options = described_data(metadata) if data is None else data(metadata["features"])
     path = Path(features_path or options["features_path"])
-    if not path.is_file():
+    if not path.exists():  # a file, or a folder of shards
         moved = "; if it moved since training, give features_path=…" if data is None else ""
         raise InputError(f"there is no feature file {path}; make it with python -m captioning.extract{moved}")
     # The precision of the extraction does not make features incompatible.

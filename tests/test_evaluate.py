@@ -32,6 +32,8 @@ from captioning.evaluation.comparison import Example, choose, pair, render_page,
 from captioning.evaluation.results import system_names
 from captioning.evaluation.scoring import to_json
 from captioning.evaluation.tables import images_csv, score_table
+from captioning.features import CacheWriter, FeatureCache, Shard
+from captioning.features.cache import Row
 from captioning.files import write_text
 from captioning.metrics import PENN_TREEBANK, MetricUnavailable, Score, score_all, scored_tokens
 from captioning.metrics.statistics import mean_statistics, randomization_test
@@ -498,6 +500,23 @@ class TestCommand:
             return run(configured(tmp_path, *options))[0].captions
 
         assert captions(1) == captions(1) != captions(2)
+
+    def test_features_may_lie_in_a_folder_of_shards(self, checkpoint: Path, tmp_path: Path) -> None:
+        [whole] = run(configured(tmp_path, f"checkpoint={checkpoint}"))
+        content = torch.load(checkpoint, weights_only=True)["captioning"]
+        cache, folder = FeatureCache(content["data"]["features_path"]), tmp_path / "shards.h5"
+        for number in range(2):
+            ids, path = cache.image_ids[number::2], Shard(number, 2).path(folder)
+            with CacheWriter(path, ids, cache.shape, cache.provenance) as writer:
+                for row, features in enumerate(cache.read(ids)):
+                    writer.write(row, Row(features, len(features)))
+                writer.finish()
+        options = f"checkpoint={checkpoint}", f"features_path={folder}"
+        [found] = run(configured(tmp_path, *options))
+        assert found.captions == whole.captions and found.scores == whole.scores
+        Shard(1, 2).path(folder).unlink()
+        with pytest.raises(InputError, match="lacks 1 of its 2 shards"):
+            run(configured(tmp_path, *options))
 
     def test_data_given_on_the_command_line_replace_the_checkpoints(
         self, checkpoint: Path, toy_root: Path, tmp_path: Path
