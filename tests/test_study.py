@@ -23,6 +23,7 @@ def write_run(
     overrides: tuple[str, ...] = (),
     model: str = "gru",
     images: int = 30,
+    scored: str = "Penn Treebank tokens",
     **options: object,
 ) -> Path:
     """A run folder as a training leaves it, with CIDEr-D by epoch."""
@@ -47,7 +48,9 @@ def write_run(
     for name, content in (("config", config), ("hydra", hydra), ("overrides", list(overrides))):
         (folder / ".hydra" / f"{name}.yaml").write_text(yaml.safe_dump(content))
     if best:
-        summary = {"name": "toy", "finished": finished, "parameters": 1234, "best": best, "epochs": epochs}
+        summary = {
+            "name": "toy", "finished": finished, "parameters": 1234, "scored": scored, "best": best, "epochs": epochs,
+        }  # fmt: skip
         (folder / "summary.json").write_text(json.dumps(summary))
         noise = np.random.default_rng(sum(map(ord, folder.name))).normal(0, 1, images)
         rows = [
@@ -113,6 +116,46 @@ def test_settings_scored_on_other_images_are_not_tested(tmp_path: Path) -> None:
             overrides=(f"model={'ab'[number // 2]}",), model="ab"[number // 2],
         )  # fmt: skip
     assert write_study([tmp_path / "sweep"], tmp_path / "out")[2].rows == [["model=a", "–", "–"]]
+
+
+def test_scores_over_other_tokens_are_neither_ranked_nor_tested(tmp_path: Path) -> None:
+    scores = {
+        ("words", 0.1): 20.0,
+        ("words", 0.3): 30.0,
+        ("characters", 0.1): 60.0,
+        ("characters", 0.3): 25.0,
+    }
+    for number, ((unit, dropout), score) in enumerate(scores.items()):
+        for seed in range(2):
+            write_run(
+                tmp_path / f"sweep/{2 * number + seed}", [score + seed], scored=unit, dropout=dropout, seed=seed,
+                data={"tokenizer": unit}, overrides=(f"data.tokenizer={unit}", f"dropout={dropout}"),
+            )  # fmt: skip
+    settings, _, first, second = write_study([tmp_path / "sweep"], tmp_path / "out")
+    assert settings.headings[2] == "scored over"
+    ranked = [(row[0], row[2]) for row in settings.rows]
+    assert ranked == [
+        (f"data.tokenizer={unit} dropout={dropout}", unit)
+        for unit, dropout in (("characters", 0.1), ("characters", 0.3), ("words", 0.3), ("words", 0.1))
+    ]
+    assert "ranks and tests are among the same tokens" in settings.note
+    assert "Nats a word are of the tokenizer's own tokens" in settings.note
+    for table, unit, dropouts in ((first, "characters", (0.1, 0.3)), (second, "words", (0.3, 0.1))):
+        names = [f"data.tokenizer={unit} dropout={dropout}" for dropout in dropouts]
+        assert table.title.endswith(f"from {names[0]}") and [row[0] for row in table.rows] == names[1:]
+    assert {row["scored"] for row in read_csv(tmp_path / "out" / "comparison.csv")} == {"words", "characters"}
+
+
+def test_a_run_that_does_not_say_what_it_scored_compares_as_before(tmp_path: Path) -> None:
+    for number in range(4):
+        name = "ab"[number // 2]
+        write_run(
+            tmp_path / f"sweep/{number}", [30.0 + number], scored=("", "words")[number // 2], seed=number,
+            overrides=(f"model={name}",), model=name,
+        )  # fmt: skip
+    settings, _, differences = write_study([tmp_path / "sweep"], tmp_path / "out")
+    assert "scored over" not in settings.headings and "tokens" not in settings.note
+    assert [row[0] for row in differences.rows] == ["model=a"]
 
 
 def test_the_page_and_the_curves_are_written(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ _NO_SETTING = (
     *("seed", "name", "resume", "output_dir", "data_root", "prepare", "logger", "checkpoint_every"),
     *("keep_every_epoch", "num_samples", "trace_shapes", "trainer.callbacks", "data.num_workers"),
 )
+_TOKENIZER = ("data.tokenizer", "data/tokenizer")
 
 
 class TrainingRun(NamedTuple):
@@ -30,6 +31,7 @@ class TrainingRun(NamedTuple):
     given: the keys that were given on the command line.
     finished: False for a run that failed, was stopped, or still trains.
     parameters: number of them; None before the first epoch has ended.
+    scored: the tokens that CIDEr-D and BLEU-4 count; empty where the run does not say.
     best: validation of the epoch with the best CIDEr-D; CIDEr-D and BLEU-4 times 100.
     epochs: validation of every epoch.
     """
@@ -39,8 +41,14 @@ class TrainingRun(NamedTuple):
     given: tuple[str, ...]
     finished: bool
     parameters: int | None
+    scored: str
     best: dict[str, float]
     epochs: list[dict[str, float]]
+
+    @property
+    def tokenizer(self) -> dict[str, str]:
+        """The options of the tokenizer, whose tokens the loss is a mean over."""
+        return {key: value for key, value in self.options.items() if key.startswith(_TOKENIZER)}
 
     def scored_captions(self) -> dict[str, float]:
         """Return the CIDEr-D × 100 of the best epoch's caption of each validation image; empty if unknown."""
@@ -131,6 +139,7 @@ def _read_run(folder: Path) -> TrainingRun:
             given=tuple(str(override).partition("=")[0].lstrip("+~") for override in overrides),
             finished=bool(summary.get("finished", False)),
             parameters=summary.get("parameters"),
+            scored=str(summary.get("scored", "")),
             best={key: float(value) for key, value in (summary.get("best") or {}).items()},
             epochs=[dict(epoch) for epoch in summary.get("epochs", [])],
         )

@@ -2,7 +2,7 @@
 
 `write_study` leaves `comparison.csv` (a row a setting), `runs.csv` (a row a run), `curves.png` and
 `comparison.html` (the tables and the curves). Runs that have not finished are listed, and left out of the
-means.
+means. Settings whose scores count different tokens are neither ranked among each other nor tested.
 """
 
 import base64
@@ -45,6 +45,11 @@ class Setting(NamedTuple):
         """The runs that count: those with a validation that have ended."""
         return [run for run in self.runs if run.finished and run.best]
 
+    @property
+    def scored(self) -> str:
+        """The tokens that the runs' scores count; empty where none says."""
+        return ", ".join(sorted({run.scored for run in self.runs} - {""}))
+
     def values(self, key: str) -> list[float]:
         """Return a number of the best epoch, of every finished run that has it."""
         return [run.best[key] for run in self.finished if key in run.best]
@@ -83,23 +88,26 @@ def write_study(
 
 
 def group_runs(runs: Sequence[TrainingRun]) -> list[Setting]:
-    """Group runs by setting, the one with the best mean CIDEr-D first."""
+    """Group runs by setting: by the tokens that are scored, of the same the best mean CIDEr-D first."""
     groups: dict[str, list[TrainingRun]] = {}
     for name, run in zip(describe_runs(runs), runs, strict=True):
         groups.setdefault(name, []).append(run)
     settings = [Setting(name, members) for name, members in groups.items()]
-    return sorted(settings, key=lambda setting: -_mean(setting.values("cider_d"), -1.0))
+    settings.sort(key=lambda setting: -_mean(setting.values("cider_d"), -1.0))
+    return [setting for group in _by_tokens(settings) for setting in group]
 
 
 def settings_table(settings: Sequence[Setting]) -> Table:
     """Tabulate every setting's mean over runs with half its 95 % interval."""
+    several = len(_by_tokens(settings)) > 1
     rows = []
     for setting in settings:
         count = str(len(setting.finished))
         if len(setting.runs) > len(setting.finished):
             count += f" of {len(setting.runs)}"
         cells = [_mean_cell(setting.values(key), digits) for key, digits in _COLUMNS.values()]
-        rows.append([setting.name or "all runs", count, *cells])
+        scored = [setting.scored or "unknown"] if several else []
+        rows.append([setting.name or "all runs", count, *scored, *cells])
     note = (
         "Mean over runs ± half the 95 % t interval of that mean: over other seeds, on the same validation "
         "images. Each run counts with its epoch of the best CIDEr-D, which flatters CIDEr-D a little."
@@ -108,7 +116,12 @@ def settings_table(settings: Sequence[Setting]) -> Table:
         note += " Runs that have not finished do not count."
     if not any(len(setting.finished) > 1 for setting in settings):
         note = "One run a setting: these numbers say nothing about other seeds; give -m seed=0,1,2."
-    return Table("Validation by setting", ["setting", "runs", *_COLUMNS], rows, note)
+    if several:
+        note += " Scores over different tokens do not compare: ranks and tests are among the same tokens."
+    if any(run.tokenizer != settings[0].runs[0].tokenizer for setting in settings for run in setting.runs):
+        note += " Nats a word are of the tokenizer's own tokens, and do not compare between tokenizers."
+    headings = ["setting", "runs", *(["scored over"] if several else []), *_COLUMNS]
+    return Table("Validation by setting", headings, rows, note)
 
 
 def runs_table(settings: Sequence[Setting]) -> Table:
@@ -126,7 +139,12 @@ def runs_table(settings: Sequence[Setting]) -> Table:
 
 
 def differences_tables(settings: Sequence[Setting]) -> list[Table]:
-    """Tabulate how far each setting is from the best; no table where no two of them have several seeds."""
+    """Tabulate how far each setting is from the best whose scores count the same tokens."""
+    return [table for group in _by_tokens(settings) for table in _differences_tables(group)]
+
+
+def _differences_tables(settings: Sequence[Setting]) -> list[Table]:
+    """Make the table of settings over the same tokens; none where no two of them have several seeds."""
     scores = {setting.name: _scores(setting) for setting in settings}
     several = [name for name, runs in scores.items() if len(runs) > 1]
     if len(several) < 2:
@@ -149,6 +167,16 @@ def differences_tables(settings: Sequence[Setting]) -> list[Table]:
         f"images); p times the {pairs} pairs of settings (Bonferroni). –: one seed, or other images."
     )
     return [Table(f"CIDEr-D, difference from {best}", ["setting", "difference", "p"], rows, note)]
+
+
+def _by_tokens(settings: Sequence[Setting]) -> list[list[Setting]]:
+    """Group settings by the tokens that their scores count; one that does not say goes with a single kind."""
+    if len({setting.scored for setting in settings} - {""}) < 2:
+        return [list(settings)]
+    groups: dict[str, list[Setting]] = {}
+    for setting in settings:
+        groups.setdefault(setting.scored, []).append(setting)
+    return list(groups.values())
 
 
 def _scores(setting: Setting) -> list[dict[str, float]]:
@@ -186,6 +214,7 @@ def _mean_cell(values: Sequence[float], digits: int) -> str:
 def _setting_row(setting: Setting) -> dict[str, Any]:
     row: dict[str, Any] = {
         "setting": setting.name,
+        "scored": setting.scored,
         "runs": len(setting.finished),
         "unfinished": len(setting.runs) - len(setting.finished),
     }
