@@ -217,6 +217,17 @@ class TestScores:
         [row] = score_table([one, one], {"rouge_l": test}).rows
         assert row[-2:] == ["–", "–"]
 
+    def test_runs_on_a_single_image_are_scored_and_not_tested(self, tmp_path: Path) -> None:
+        references = References.of("one", [Annotated("1", Path(), "val", REFERENCES["1"])], "val")
+        runs = [
+            score({"1": captions["1"]}, references.captions, metrics=("rouge_l",), name=f"run {number}")
+            for number, captions in enumerate((GOOD, WEAK, WEAK, WEAK))
+        ]
+        tables = write_report(tmp_path, runs, references, num_first=2)
+        [row] = tables[0].rows
+        assert row[0] == "rouge_l" and " ± " in row[1] and row[-2:] == ["–", "–"]
+        assert json.loads((tmp_path / "scores.json").read_text())["paired"] == {}
+
     def test_a_metric_that_cannot_be_had_leaves_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def lacking(*_: object) -> None:
             raise MetricUnavailable("METEOR needs Java")

@@ -118,6 +118,16 @@ def test_settings_scored_on_other_images_are_not_tested(tmp_path: Path) -> None:
     assert write_study([tmp_path / "sweep"], tmp_path / "out")[2].rows == [["model=a", "–", "–"]]
 
 
+def test_a_single_image_is_not_tested(tmp_path: Path) -> None:
+    for number in range(4):
+        name = "ab"[number // 2]
+        write_run(
+            tmp_path / f"sweep/{number}", [30.0 + number], images=1, seed=number,
+            overrides=(f"model={name}",), model=name,
+        )  # fmt: skip
+    assert write_study([tmp_path / "sweep"], tmp_path / "out")[2].rows == [["model=a", "–", "–"]]
+
+
 def test_scores_over_other_tokens_are_neither_ranked_nor_tested(tmp_path: Path) -> None:
     scores = {
         ("words", 0.1): 20.0,

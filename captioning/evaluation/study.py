@@ -153,7 +153,8 @@ def _differences_tables(settings: Sequence[Setting]) -> list[Table]:
     images = list(scores[best][0])
     rows = []
     for name in [setting.name for setting in settings if setting.name != best]:
-        if name not in several or any(run.keys() != scores[best][0].keys() for run in scores[name]):
+        other = any(run.keys() != scores[best][0].keys() for run in scores[name])
+        if name not in several or other or len(images) < 2:
             rows.append([name, "–", "–"])
             continue
         sides = [
@@ -164,7 +165,7 @@ def _differences_tables(settings: Sequence[Setting]) -> list[Table]:
         rows.append([name, cell, f"{min(1.0, test.p_value * pairs):.3f}"])
     note = (
         f"[95 % interval] and p: over other seeds and other images together ({len(images)} validation "
-        f"images); p times the {pairs} pairs of settings (Bonferroni). –: one seed, or other images."
+        f"images); p times the {pairs} pairs of settings (Bonferroni). –: one seed or image, or other images."
     )
     return [Table(f"CIDEr-D, difference from {best}", ["setting", "difference", "p"], rows, note)]
 
