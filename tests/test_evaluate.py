@@ -30,8 +30,8 @@ from captioning.evaluation import (
 )
 from captioning.evaluation.comparison import Example, choose, pair, render_page, thumbnail
 from captioning.evaluation.results import system_names
-from captioning.evaluation.scoring import to_json
-from captioning.evaluation.tables import images_csv, score_table
+from captioning.evaluation.scoring import compare_settings, to_json
+from captioning.evaluation.tables import images_csv, score_table, settings_score_table
 from captioning.features import CacheWriter, FeatureCache, Shard
 from captioning.features.cache import Row
 from captioning.files import write_text
@@ -216,6 +216,16 @@ class TestScores:
         one = evaluated(GOOD, metrics=("rouge_l",))
         [row] = score_table([one, one], {"rouge_l": test}).rows
         assert row[-2:] == ["–", "–"]
+
+    def test_a_metric_without_a_value_has_dashes_in_the_table_of_several_runs(self) -> None:
+        nan = mean_statistics(NAN_SCORE.per_image)
+        runs = [
+            evaluated(GOOD, metrics=("rouge_l",))._replace(
+                scores={"spice": NAN_SCORE}, statistics={"spice": nan}
+            )
+        ] * 2
+        tests = compare_settings(runs, runs)
+        assert settings_score_table(runs, runs, tests).rows == [["spice", "–", "–", "–", "–"]]
 
     def test_runs_on_a_single_image_are_scored_and_not_tested(self, tmp_path: Path) -> None:
         references = References.of("one", [Annotated("1", Path(), "val", REFERENCES["1"])], "val")

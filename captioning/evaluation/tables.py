@@ -71,12 +71,13 @@ def settings_score_table(
 
 def _mean_cell(runs: Sequence[Evaluation], metric: str) -> str:
     interval = mean_interval([100 * run.scores[metric].corpus for run in runs])
-    assert interval is not None
+    if interval is None or math.isnan(interval.score):
+        return "–"
     return f"{interval.score:.1f} ± {interval.high - interval.score:.1f}"
 
 
 def _test_cells(test: SettingsDifference | None) -> list[str]:
-    if test is None:
+    if test is None or math.isnan(test.p_value):
         return ["–", "–"]
     span = f"{100 * test.difference:+.1f} [{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
     return [span, f"{test.p_value:.3f}"]
