@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from captioning.errors import InputError
-from captioning.evaluation import write_study
+from captioning.evaluation import close, write_study
+from captioning.evaluation.curves import curves_figure
 from captioning.evaluation.runs import describe_runs, read_runs
 from captioning.evaluation.study import group_runs
 
@@ -173,6 +174,20 @@ def test_the_page_and_the_curves_are_written(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert "31.0 ± 2.5" in page and "data:image/png;base64," in page and "$" not in page
+
+
+def test_the_mean_curve_is_over_finished_runs_and_every_run_has_a_thin_line(tmp_path: Path) -> None:
+    for number, (scores, finished) in enumerate(
+        (([1.0, 5], True), ([3.0, 7], True), ([9.0], False), ([], False))
+    ):
+        write_run(tmp_path / str(number), scores, finished=finished, seed=number)
+    [setting] = group_runs(read_runs([tmp_path]))
+    figure = curves_figure({setting.name: setting.runs})
+    lines = [(line.get_linewidth(), *map(list, line.get_data())) for line in figure.axes[0].get_lines()]
+    thin = [([0, 1], [1, 5]), ([0, 1], [3, 7]), ([0], [9]), ([], [])]
+    assert lines == [*((0.8, *curve) for curve in thin), (2.5, [0, 1], [2, 6])]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["all runs (2 of 4)"]
+    close(figure)
 
 
 def test_a_run_that_has_not_finished_is_shown_and_does_not_count(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def write_study(
     write_text(output / "comparison.csv", _csv(map(_setting_row, settings)))
     write_text(output / "runs.csv", _csv(_run_row(*pair) for pair in _named_runs(settings)))
     if with_curves:
-        figure = curves_figure({setting.name: [run.epochs for run in setting.runs] for setting in settings})
+        figure = curves_figure({setting.name: setting.runs for setting in settings})
         save(figure, output / "curves.png")
         close(figure)
         picture = base64.b64encode((output / "curves.png").read_bytes()).decode()
