@@ -223,6 +223,41 @@ def test_the_same_value_given_or_not_is_the_same_setting(tmp_path: Path) -> None
     assert describe_runs(read_runs([tmp_path])) == ["", ""]
 
 
+def test_options_that_change_no_number_make_no_setting(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [1.0])
+    write_run(
+        tmp_path / "b", [2.0], checkpoint_every="10m", trainer={"enable_progress_bar": False, "log_every_n_steps": 5},
+        data={"check": False}, features={"run": {"num_workers": 8}},
+        overrides=("checkpoint_every=10m", "trainer.log_every_n_steps=5", "data.check=false"),
+    )  # fmt: skip
+    assert describe_runs(read_runs([tmp_path])) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("starts", "settings"),
+    [
+        (["a", "b", "c"], 1),  # each seed from a run of its own
+        (["a", "a", "b"], 2),  # two seeds from the same run: what differs is the start
+        ([None, "a", "b"], 3),
+    ],
+)
+def test_seeds_that_start_from_runs_of_their_own_are_one_setting(
+    tmp_path: Path, starts: list[str | None], settings: int
+) -> None:
+    for seed, start in enumerate(starts):
+        write_run(
+            tmp_path / str(seed), [1.0], seed=seed, start_from=start,
+            overrides=(f"seed={seed}", f"start_from={start}"),
+        )  # fmt: skip
+    assert len(group_runs(read_runs([tmp_path]))) == settings
+
+
+def test_the_same_seed_from_two_runs_is_two_settings(tmp_path: Path) -> None:
+    for number, (seed, start) in enumerate(((0, "a"), (0, "b"), (1, "a"), (1, "b"))):
+        write_run(tmp_path / str(number), [1.0], seed=seed, start_from=start)
+    assert [setting.name for setting in group_runs(read_runs([tmp_path]))] == ["start_from=a", "start_from=b"]
+
+
 def test_what_differs_without_being_given_separates_settings(tmp_path: Path) -> None:
     """After a change of the YAML, say."""
     write_run(tmp_path / "a", [1.0], overrides=("seed=0",))

@@ -19,8 +19,10 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Options, and groups of them, that make no other setting.
 _NO_SETTING = (
     *("seed", "name", "resume", "output_dir", "data_root", "prepare", "logger", "checkpoint_every"),
-    *("keep_every_epoch", "num_samples", "trace_shapes", "trainer.callbacks", "data.num_workers"),
+    *("keep_every_epoch", "num_samples", "trace_shapes", "trainer.callbacks", "trainer.enable_progress_bar"),
+    *("trainer.log_every_n_steps", "data.num_workers", "data.check", "features.run.num_workers"),
 )
+_START = "start_from"
 _TOKENIZER = ("data.tokenizer", "data/tokenizer")
 
 
@@ -88,6 +90,7 @@ def read_runs(folders: Iterable[str | Path]) -> list[TrainingRun]:
 
 def describe_runs(runs: Sequence[TrainingRun]) -> list[str]:
     """Describe each run's setting by the options in which the settings differ; "" where there is only one."""
+    runs = _merge_starts(runs)
     given = dict.fromkeys(key for run in runs for key in run.given if not _is_ignored(key))
     keys = _differing(runs, given)
     # Configs may also differ where nothing was given, after a change of the YAML or between experiments.
@@ -96,6 +99,25 @@ def describe_runs(runs: Sequence[TrainingRun]) -> list[str]:
         groups.setdefault(_describe(run, keys), []).append(run)
     keys += [key for group in groups.values() for key in _differing(group, _all_keys(group))]
     return [_describe(run, dict.fromkeys(keys)) for run in runs]
+
+
+def _merge_starts(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
+    """Give runs one `start_from` where every seed begins with a run of its own and all else is equal."""
+    groups: dict[frozenset[tuple[str, str]], list[TrainingRun]] = {}
+    for run in runs:
+        groups.setdefault(_without_start(run), []).append(run)
+    merged = set()
+    for key, group in groups.items():
+        pairs = {(run.options.get("seed"), run.options.get(_START, "None")) for run in group}
+        seeds, starts = map(set, zip(*pairs, strict=True))
+        if 1 < len(pairs) == len(seeds) == len(starts) and "None" not in starts:
+            merged.add(key)
+    own = {_START: "one for each seed"}
+    return [run._replace(options=run.options | own) if _without_start(run) in merged else run for run in runs]
+
+
+def _without_start(run: TrainingRun) -> frozenset[tuple[str, str]]:
+    return frozenset(item for item in run.options.items() if item[0] != _START and not _is_ignored(item[0]))
 
 
 def _describe(run: TrainingRun, keys: Iterable[str]) -> str:
