@@ -176,6 +176,11 @@ def test_the_page_and_the_curves_are_written(tmp_path: Path) -> None:
     assert "31.0 ± 2.5" in page and "data:image/png;base64," in page and "$" not in page
 
 
+def test_folders_may_be_an_iterator(tmp_path: Path) -> None:
+    write_study(iter([sweep(tmp_path / "sweep")]), tmp_path / "out")
+    assert f"<title>{tmp_path / 'sweep'}</title>" in (tmp_path / "out" / "comparison.html").read_text()
+
+
 def test_the_mean_curve_is_over_finished_runs_and_every_run_has_a_thin_line(tmp_path: Path) -> None:
     for number, (scores, finished) in enumerate(
         (([1.0, 5], True), ([3.0, 7], True), ([9.0], False), ([], False))

@@ -71,6 +71,7 @@ def write_study(
     Raises:
         InputError: see `read_runs`.
     """
+    folders = list(folders)  # they are read and named
     output, settings = Path(output), group_runs(read_runs(folders))
     tables = [settings_table(settings), runs_table(settings), *differences_tables(settings)]
     write_text(output / "comparison.csv", _csv(map(_setting_row, settings)))
