@@ -38,7 +38,8 @@ def write_report(
 
     Args:
         folder: where they go.
-        evaluations: of one system, or of two on the same images, which are then tested for a difference.
+        evaluations: of one system; or on the same images of two, or of several runs of each of two settings,
+            which are then tested for a difference.
         references: what the captions were scored against.
         num_first: how many evaluations are runs of a first setting; the others are of a second. None where
             each is a system of its own.
