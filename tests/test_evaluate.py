@@ -422,6 +422,7 @@ class TestPage:
 
     def test_controls_have_names(self, tmp_path: Path) -> None:
         parsed = Parsed(self.build(tmp_path))
+        assert any("script-src 'unsafe-inline'" in meta.get("content", "") for meta in parsed.of("meta"))
         assert all(image["alt"] for image in parsed.of("img")) and parsed.of("html")[0]["lang"] == "en"
         assert [button.get("aria-pressed") for button in parsed.of("button")[:3]] == [
             "true",

@@ -174,6 +174,7 @@ def test_the_page_and_the_curves_are_written(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert "31.0 ± 2.5" in page and "data:image/png;base64," in page and "$" not in page
+    assert "style-src 'unsafe-inline'\">" in page and "--back: #fff" in page  # the shared head; no scripts
 
 
 def test_folders_may_be_an_iterator(tmp_path: Path) -> None:

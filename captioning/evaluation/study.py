@@ -11,12 +11,11 @@ import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from captioning.evaluation.comparison import table_html
+from captioning.evaluation.comparison import fill_page, table_html
 from captioning.evaluation.curves import curves_figure
 from captioning.evaluation.runs import TrainingRun, describe_runs, read_runs
 from captioning.evaluation.tables import Table
@@ -31,7 +30,6 @@ _COLUMNS = {  # of the tables: the key of a validation, and the decimals
     "nats a word": ("nll", 3),
     "epoch": ("epoch", 0),
 }
-_TEMPLATE = Path(__file__).with_name("study.html")
 
 
 class Setting(NamedTuple):
@@ -83,8 +81,7 @@ def write_study(
         picture = base64.b64encode((output / "curves.png").read_bytes()).decode()
         names = ", ".join(str(folder) for folder in folders)
         content = {"title": escape(names), "curves": picture, "tables": "\n".join(map(table_html, tables))}
-        page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(content)
-        write_text(output / "comparison.html", page)
+        write_text(output / "comparison.html", fill_page("study.html", content))
     return tables
 
 
