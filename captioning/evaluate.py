@@ -5,7 +5,7 @@ format) and `alternatives.json` where there are any; for `compare=[a.json,b.json
 exit status is 2 where a metric that was asked for is not available; everything else is written all the same.
 """
 
-from captioning.cli import command, quick_help
+from captioning.cli import as_list, command, quick_help
 
 quick_help(__name__, "evaluate")  # before the imports that take seconds
 
@@ -42,7 +42,7 @@ from captioning.evaluation import (
 from captioning.evaluation.report import print_table
 from captioning.metrics import scored_tokens
 from captioning.predictor import load_members
-from captioning.training.assembly import as_list, build_decoder, data_options, own_options, plain
+from captioning.training.assembly import build_decoder, data_options, own_options, plain
 
 log = logging.getLogger(__name__)
 

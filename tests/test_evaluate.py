@@ -34,7 +34,7 @@ from captioning.evaluation.scoring import compare_settings, to_json
 from captioning.evaluation.tables import images_csv, score_table, settings_score_table
 from captioning.features import CacheWriter, FeatureCache, Shard
 from captioning.features.cache import Row
-from captioning.files import write_text
+from captioning.files import short_commit, write_text
 from captioning.metrics import PENN_TREEBANK, MetricUnavailable, Score, score_all, scored_tokens
 from captioning.metrics.statistics import mean_statistics, randomization_test
 from captioning.tokenizers import Characters
@@ -236,7 +236,8 @@ class TestScores:
         tables = write_report(tmp_path, runs, references, num_first=2)
         [row] = tables[0].rows
         assert row[0] == "rouge_l" and " ± " in row[1] and row[-2:] == ["–", "–"]
-        assert json.loads((tmp_path / "scores.json").read_text())["paired"] == {}
+        written = json.loads((tmp_path / "scores.json").read_text())
+        assert written["paired"] == {} and written["commit"] == short_commit()
 
     def test_a_metric_that_cannot_be_had_leaves_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def lacking(*_: object) -> None:

@@ -20,7 +20,7 @@ from captioning.evaluation.tables import (
     score_table,
     settings_score_table,
 )
-from captioning.files import write_text
+from captioning.files import short_commit, write_text
 
 
 def write_report(
@@ -54,6 +54,7 @@ def write_report(
     paired, scores = _test(evaluations, num_first, seed=seed, resamples=resamples)
     content = {
         "references": references.name,
+        "commit": short_commit(),
         "num_images": len(references.records),
         "units": "scores and intervals (95 %) are times 100, diversity shares are fractions",
         "tokens": str(references.tokens),
