@@ -5,7 +5,7 @@ format) and `alternatives.json` where there are any; for `compare=[a.json,b.json
 exit status is 2 where a metric that was asked for is not available; everything else is written all the same.
 """
 
-from captioning.cli import command, quick_help
+from captioning.cli import as_list, command, quick_help
 
 quick_help(__name__, "evaluate")  # before the imports that take seconds
 
@@ -42,7 +42,7 @@ from captioning.evaluation import (
 from captioning.evaluation.report import print_table
 from captioning.metrics import scored_tokens
 from captioning.predictor import load_members
-from captioning.training.assembly import as_list, build_decoder, data_options, own_options, plain
+from captioning.training.assembly import build_decoder, data_options, own_options, plain
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def evaluation_data(
     metadata = loaded.metadata
     options = described_data(metadata) if data is None else data(metadata["features"])
     path = Path(features_path or options["features_path"])
-    if not path.is_file():
+    if not path.exists():  # a file, or a folder of shards
         moved = "; if it moved since training, give features_path=…" if data is None else ""
         raise InputError(f"there is no feature file {path}; make it with python -m captioning.extract{moved}")
     # The precision of the extraction does not make features incompatible.

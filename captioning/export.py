@@ -4,12 +4,11 @@ The file holds the model, its words, a decoding, the backbone's weights, and a c
 commands take it as `checkpoint=`. With `format=onnx` it is a folder of ONNX graphs.
 """
 
-from captioning.cli import command, quick_help
+from captioning.cli import as_list, command, quick_help
 
 quick_help(__name__, "export")  # before the imports that take seconds
 
 import json
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from captioning import __version__, checkpoint, graphs, portable
 from captioning.errors import InputError
 from captioning.features import check_provenance
-from captioning.files import CONF
+from captioning.files import short_commit
 from captioning.predictor import decoder
 from captioning.vocabulary import printable
 
@@ -36,7 +35,7 @@ def main(config: DictConfig) -> None:
     path = checkpoint.locate(options["checkpoint"], first=checkpoint.BEST)
     content = checkpoint.read(path)
     metadata = content["captioning"]
-    trust, scores = (as_list(options[name]) for name in ("trust", "scores"))
+    trust, scores = (as_list(config[name]) for name in ("trust", "scores"))
     vocabulary = checkpoint.build_vocabulary(metadata, path, trust=trust)
     decoder(options["decoding"], vocabulary)  # refuses words that the model lacks
     extractor = portable.build_extractor(metadata, weights=options["weights"], trust=trust)
@@ -46,7 +45,7 @@ def main(config: DictConfig) -> None:
     if scores:
         card["scores"] = [read_scores(Path(name)) for name in scores]
     # A portable file that is written again keeps what is not given anew.
-    card = {"version": __version__, "commit": commit(), **metadata.get("card", {}), **card}
+    card = {"version": __version__, "commit": short_commit(), **metadata.get("card", {}), **card}
     described = {"decoding": options["decoding"], "card": card}
     if options["format"] == "onnx":
         described |= {"words": metadata["words"], "precision": options["precision"]}
@@ -76,11 +75,6 @@ def check_form(form: str, output: Path, precision: str) -> None:
         raise InputError(f"precision={precision} goes with format=onnx; a {portable.SUFFIX} file is float16")
 
 
-def as_list(value: Any) -> list[Any]:
-    """Convert an option that is one value or a list of them to a list."""
-    return value if isinstance(value, list) else [value]
-
-
 def read_scores(path: Path) -> dict[str, Any]:
     """Read what a card quotes of the `scores.json` that `captioning evaluate` writes.
 
@@ -90,32 +84,21 @@ def read_scores(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         [system] = content["systems"]
+        # The commit that scored, and not the one that exports; older files do not say.
+        commit = {"commit": content["commit"]} if content.get("commit") else {}
         return {
             "data": content["references"],
             "split": content["options"]["split"],
             "images": content["num_images"],
             "decoding": content["decoding"],
             "scores": {metric: dict(found) for metric, found in system["scores"].items()},
-            "commit": commit(),
+            **commit,
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is no scores.json of one model ({type(error).__name__}: {error}); give a file that "
             "captioning evaluate checkpoint=… has written"
         ) from error
-
-
-def commit() -> str | None:
-    """Return the commit of the checkout that runs, `-dirty` where files have changed; None without one."""
-    # An installed package may lie inside the repository of another project.
-    if not (CONF.parent / ".git").exists():
-        return None
-    line = ["git", "-C", str(CONF.parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    try:
-        done = subprocess.run(line, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def card_lines(card: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and where things lie: the configs, pictures, unfinished files.
+"""Files that are written whole or not at all; where configs, pictures, unfinished files lie; of which commit.
 
 Every writer of the package goes through `atomic_write`, so that a kill or a full disk leaves the old file or
 the new one. What grows over many runs (feature files, downloads) uses `partial_path` and renames at its end.
@@ -7,6 +7,7 @@ the new one. What grows over many runs (feature files, downloads) uses `partial_
 import os
 import shutil
 import stat
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,32 @@ def write_text(path: str | Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
+
+
+def describe_commit(checkout: Path = CONF.parent) -> dict[str, str | bool | None]:
+    """Return a checkout's commit, and whether its files differ from it; None each where there is no git."""
+    commit = status = None
+    if (checkout / ".git").exists():  # an installed package may lie in a checkout of the user's
+        commit = _git(checkout, "rev-parse", "HEAD")
+        status = _git(checkout, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "uncommitted_changes": None if status is None else bool(status)}
+
+
+def short_commit(checkout: Path = CONF.parent) -> str | None:
+    """Return twelve digits of a checkout's commit, `-dirty` where files have changed; None without one."""
+    found = describe_commit(checkout)
+    dirty = "-dirty" if found["uncommitted_changes"] else ""
+    return f"{found['commit'][:12]}{dirty}" if isinstance(found["commit"], str) else None
+
+
+def _git(checkout: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(checkout), *words], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def _is_stream(path: str | Path) -> bool:

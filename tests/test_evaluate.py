@@ -30,9 +30,11 @@ from captioning.evaluation import (
 )
 from captioning.evaluation.comparison import Example, choose, pair, render_page, thumbnail
 from captioning.evaluation.results import system_names
-from captioning.evaluation.scoring import to_json
-from captioning.evaluation.tables import images_csv, score_table
-from captioning.files import write_text
+from captioning.evaluation.scoring import compare_settings, to_json
+from captioning.evaluation.tables import images_csv, score_table, settings_score_table
+from captioning.features import CacheWriter, FeatureCache, Shard
+from captioning.features.cache import Row
+from captioning.files import short_commit, write_text
 from captioning.metrics import PENN_TREEBANK, MetricUnavailable, Score, score_all, scored_tokens
 from captioning.metrics.statistics import mean_statistics, randomization_test
 from captioning.tokenizers import Characters
@@ -214,6 +216,28 @@ class TestScores:
         one = evaluated(GOOD, metrics=("rouge_l",))
         [row] = score_table([one, one], {"rouge_l": test}).rows
         assert row[-2:] == ["–", "–"]
+
+    def test_a_metric_without_a_value_has_dashes_in_the_table_of_several_runs(self) -> None:
+        nan = mean_statistics(NAN_SCORE.per_image)
+        runs = [
+            evaluated(GOOD, metrics=("rouge_l",))._replace(
+                scores={"spice": NAN_SCORE}, statistics={"spice": nan}
+            )
+        ] * 2
+        tests = compare_settings(runs, runs)
+        assert settings_score_table(runs, runs, tests).rows == [["spice", "–", "–", "–", "–"]]
+
+    def test_runs_on_a_single_image_are_scored_and_not_tested(self, tmp_path: Path) -> None:
+        references = References.of("one", [Annotated("1", Path(), "val", REFERENCES["1"])], "val")
+        runs = [
+            score({"1": captions["1"]}, references.captions, metrics=("rouge_l",), name=f"run {number}")
+            for number, captions in enumerate((GOOD, WEAK, WEAK, WEAK))
+        ]
+        tables = write_report(tmp_path, runs, references, num_first=2)
+        [row] = tables[0].rows
+        assert row[0] == "rouge_l" and " ± " in row[1] and row[-2:] == ["–", "–"]
+        written = json.loads((tmp_path / "scores.json").read_text())
+        assert written["paired"] == {} and written["commit"] == short_commit()
 
     def test_a_metric_that_cannot_be_had_leaves_the_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def lacking(*_: object) -> None:
@@ -399,6 +423,7 @@ class TestPage:
 
     def test_controls_have_names(self, tmp_path: Path) -> None:
         parsed = Parsed(self.build(tmp_path))
+        assert any("script-src 'unsafe-inline'" in meta.get("content", "") for meta in parsed.of("meta"))
         assert all(image["alt"] for image in parsed.of("img")) and parsed.of("html")[0]["lang"] == "en"
         assert [button.get("aria-pressed") for button in parsed.of("button")[:3]] == [
             "true",
@@ -498,6 +523,23 @@ class TestCommand:
             return run(configured(tmp_path, *options))[0].captions
 
         assert captions(1) == captions(1) != captions(2)
+
+    def test_features_may_lie_in_a_folder_of_shards(self, checkpoint: Path, tmp_path: Path) -> None:
+        [whole] = run(configured(tmp_path, f"checkpoint={checkpoint}"))
+        content = torch.load(checkpoint, weights_only=True)["captioning"]
+        cache, folder = FeatureCache(content["data"]["features_path"]), tmp_path / "shards.h5"
+        for number in range(2):
+            ids, path = cache.image_ids[number::2], Shard(number, 2).path(folder)
+            with CacheWriter(path, ids, cache.shape, cache.provenance) as writer:
+                for row, features in enumerate(cache.read(ids)):
+                    writer.write(row, Row(features, len(features)))
+                writer.finish()
+        options = f"checkpoint={checkpoint}", f"features_path={folder}"
+        [found] = run(configured(tmp_path, *options))
+        assert found.captions == whole.captions and found.scores == whole.scores
+        Shard(1, 2).path(folder).unlink()
+        with pytest.raises(InputError, match="lacks 1 of its 2 shards"):
+            run(configured(tmp_path, *options))
 
     def test_data_given_on_the_command_line_replace_the_checkpoints(
         self, checkpoint: Path, toy_root: Path, tmp_path: Path

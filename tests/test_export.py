@@ -29,7 +29,7 @@ from captioning.features import (
     RegionFeatures,
     TimmBackbone,
 )
-from captioning.files import PHOTOGRAPHS
+from captioning.files import PHOTOGRAPHS, short_commit
 from captioning.predictor import load
 from captioning.training.assembly import build_data, build_module, load_weights, starting_point
 from tests.conftest import compose_config
@@ -189,7 +189,7 @@ class TestCard:
         self, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         scores = {
-            "references": "toy", "num_images": 8, "options": {"split": "val"}, "decoding": GREEDY,
+            "references": "toy", "commit": "0123456789ab", "num_images": 8, "options": {"split": "val"}, "decoding": GREEDY,
             "systems": [{"name": "run", "scores": {"cider_d": {"score": 51.2, "low": 50.0, "high": 52.0}}}],
         }  # fmt: skip
         (tmp_path / "scores.json").write_text(json.dumps(scores))
@@ -200,7 +200,9 @@ class TestCard:
         assert card["commit"] and "research and education" in card["licence"] and card["limits"]
         printed = capsys.readouterr().out
         assert '"split": "val"' in printed and '"cider_d": {"score": 51.2' in printed and "MB" in printed
-        assert card["scores"][0]["commit"] == export.commit()
+        assert card["scores"][0]["commit"] == "0123456789ab" != card["commit"]
+        (tmp_path / "scores.json").write_text(json.dumps({**scores, "commit": None}))
+        assert "commit" not in export.read_scores(tmp_path / "scores.json")
 
     def test_whatever_a_strangers_card_holds_is_printed_without_harm(self) -> None:
         card = {"scores": 5, "a": [{}], "b": {"c": None}, "summary": None}
@@ -213,11 +215,8 @@ class TestCard:
         with pytest.raises(InputError, match="is no scores.json of one model"):
             export.read_scores(tmp_path / "s.json")
 
-    def test_outside_of_a_checkout_there_is_no_commit(
-        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
-        monkeypatch.setattr(export, "CONF", tmp_path / "conf")
-        assert export.commit() is None
+    def test_outside_of_a_checkout_there_is_no_commit(self, tmp_path: Path) -> None:
+        assert short_commit(tmp_path) is None and short_commit()
 
 
 def features_of(extractor: Any) -> Tensor:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from captioning.training.environment import describe_commit, describe_environment
+from captioning.files import describe_commit
+from captioning.training.environment import describe_environment
 from captioning.training.samples import Sample, log_samples
 from tests.test_module import run
 

@@ -100,6 +100,8 @@ def test_too_few_runs_and_other_images_are_refused() -> None:
         settings_test([one], [one, one])
     with pytest.raises(ValueError, match=r"runs need the same images, not \[2, 3\] of them"):
         settings_test([one, one], [one, other])
+    with pytest.raises(ValueError, match="needs two images, not 1"):
+        settings_test([mean_statistics([0.1])] * 2, [mean_statistics([0.2])] * 2)
 
 
 def test_the_interval_of_a_mean_is_students() -> None:

@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from captioning.errors import InputError
-from captioning.evaluation import write_study
+from captioning.evaluation import close, write_study
+from captioning.evaluation.curves import curves_figure
 from captioning.evaluation.runs import describe_runs, read_runs
 from captioning.evaluation.study import group_runs
 
@@ -23,6 +24,7 @@ def write_run(
     overrides: tuple[str, ...] = (),
     model: str = "gru",
     images: int = 30,
+    scored: str = "Penn Treebank tokens",
     **options: object,
 ) -> Path:
     """A run folder as a training leaves it, with CIDEr-D by epoch."""
@@ -47,7 +49,9 @@ def write_run(
     for name, content in (("config", config), ("hydra", hydra), ("overrides", list(overrides))):
         (folder / ".hydra" / f"{name}.yaml").write_text(yaml.safe_dump(content))
     if best:
-        summary = {"name": "toy", "finished": finished, "parameters": 1234, "best": best, "epochs": epochs}
+        summary = {
+            "name": "toy", "finished": finished, "parameters": 1234, "scored": scored, "best": best, "epochs": epochs,
+        }  # fmt: skip
         (folder / "summary.json").write_text(json.dumps(summary))
         noise = np.random.default_rng(sum(map(ord, folder.name))).normal(0, 1, images)
         rows = [
@@ -115,11 +119,81 @@ def test_settings_scored_on_other_images_are_not_tested(tmp_path: Path) -> None:
     assert write_study([tmp_path / "sweep"], tmp_path / "out")[2].rows == [["model=a", "–", "–"]]
 
 
+def test_a_single_image_is_not_tested(tmp_path: Path) -> None:
+    for number in range(4):
+        name = "ab"[number // 2]
+        write_run(
+            tmp_path / f"sweep/{number}", [30.0 + number], images=1, seed=number,
+            overrides=(f"model={name}",), model=name,
+        )  # fmt: skip
+    assert write_study([tmp_path / "sweep"], tmp_path / "out")[2].rows == [["model=a", "–", "–"]]
+
+
+def test_scores_over_other_tokens_are_neither_ranked_nor_tested(tmp_path: Path) -> None:
+    scores = {
+        ("words", 0.1): 20.0,
+        ("words", 0.3): 30.0,
+        ("characters", 0.1): 60.0,
+        ("characters", 0.3): 25.0,
+    }
+    for number, ((unit, dropout), score) in enumerate(scores.items()):
+        for seed in range(2):
+            write_run(
+                tmp_path / f"sweep/{2 * number + seed}", [score + seed], scored=unit, dropout=dropout, seed=seed,
+                data={"tokenizer": unit}, overrides=(f"data.tokenizer={unit}", f"dropout={dropout}"),
+            )  # fmt: skip
+    settings, _, first, second = write_study([tmp_path / "sweep"], tmp_path / "out")
+    assert settings.headings[2] == "scored over"
+    ranked = [(row[0], row[2]) for row in settings.rows]
+    assert ranked == [
+        (f"data.tokenizer={unit} dropout={dropout}", unit)
+        for unit, dropout in (("characters", 0.1), ("characters", 0.3), ("words", 0.3), ("words", 0.1))
+    ]
+    assert "ranks and tests are among the same tokens" in settings.note
+    assert "Nats a word are of the tokenizer's own tokens" in settings.note
+    for table, unit, dropouts in ((first, "characters", (0.1, 0.3)), (second, "words", (0.3, 0.1))):
+        names = [f"data.tokenizer={unit} dropout={dropout}" for dropout in dropouts]
+        assert table.title.endswith(f"from {names[0]}") and [row[0] for row in table.rows] == names[1:]
+    assert {row["scored"] for row in read_csv(tmp_path / "out" / "comparison.csv")} == {"words", "characters"}
+
+
+def test_a_run_that_does_not_say_what_it_scored_compares_as_before(tmp_path: Path) -> None:
+    for number in range(4):
+        name = "ab"[number // 2]
+        write_run(
+            tmp_path / f"sweep/{number}", [30.0 + number], scored=("", "words")[number // 2], seed=number,
+            overrides=(f"model={name}",), model=name,
+        )  # fmt: skip
+    settings, _, differences = write_study([tmp_path / "sweep"], tmp_path / "out")
+    assert "scored over" not in settings.headings and "tokens" not in settings.note
+    assert [row[0] for row in differences.rows] == ["model=a"]
+
+
 def test_the_page_and_the_curves_are_written(tmp_path: Path) -> None:
     write_study([sweep(tmp_path / "sweep")], tmp_path / "out")
     assert (tmp_path / "out" / "curves.png").read_bytes().startswith(b"\x89PNG")
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert "31.0 ± 2.5" in page and "data:image/png;base64," in page and "$" not in page
+    assert "style-src 'unsafe-inline'\">" in page and "--back: #fff" in page  # the shared head; no scripts
+
+
+def test_folders_may_be_an_iterator(tmp_path: Path) -> None:
+    write_study(iter([sweep(tmp_path / "sweep")]), tmp_path / "out")
+    assert f"<title>{tmp_path / 'sweep'}</title>" in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_the_mean_curve_is_over_finished_runs_and_every_run_has_a_thin_line(tmp_path: Path) -> None:
+    for number, (scores, finished) in enumerate(
+        (([1.0, 5], True), ([3.0, 7], True), ([9.0], False), ([], False))
+    ):
+        write_run(tmp_path / str(number), scores, finished=finished, seed=number)
+    [setting] = group_runs(read_runs([tmp_path]))
+    figure = curves_figure({setting.name: setting.runs})
+    lines = [(line.get_linewidth(), *map(list, line.get_data())) for line in figure.axes[0].get_lines()]
+    thin = [([0, 1], [1, 5]), ([0, 1], [3, 7]), ([0], [9]), ([], [])]
+    assert lines == [*((0.8, *curve) for curve in thin), (2.5, [0, 1], [2, 6])]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["all runs (2 of 4)"]
+    close(figure)
 
 
 def test_a_run_that_has_not_finished_is_shown_and_does_not_count(tmp_path: Path) -> None:
@@ -153,6 +227,41 @@ def test_the_same_value_given_or_not_is_the_same_setting(tmp_path: Path) -> None
     write_run(tmp_path / "a", [1.0], overrides=("optimizer.lr=1e-3",))
     write_run(tmp_path / "b", [2.0], overrides=("+resume=auto",), seed=1, resume="auto", logger={"csv": 1})
     assert describe_runs(read_runs([tmp_path])) == ["", ""]
+
+
+def test_options_that_change_no_number_make_no_setting(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", [1.0])
+    write_run(
+        tmp_path / "b", [2.0], checkpoint_every="10m", trainer={"enable_progress_bar": False, "log_every_n_steps": 5},
+        data={"check": False}, features={"run": {"num_workers": 8}},
+        overrides=("checkpoint_every=10m", "trainer.log_every_n_steps=5", "data.check=false"),
+    )  # fmt: skip
+    assert describe_runs(read_runs([tmp_path])) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("starts", "settings"),
+    [
+        (["a", "b", "c"], 1),  # each seed from a run of its own
+        (["a", "a", "b"], 2),  # two seeds from the same run: what differs is the start
+        ([None, "a", "b"], 3),
+    ],
+)
+def test_seeds_that_start_from_runs_of_their_own_are_one_setting(
+    tmp_path: Path, starts: list[str | None], settings: int
+) -> None:
+    for seed, start in enumerate(starts):
+        write_run(
+            tmp_path / str(seed), [1.0], seed=seed, start_from=start,
+            overrides=(f"seed={seed}", f"start_from={start}"),
+        )  # fmt: skip
+    assert len(group_runs(read_runs([tmp_path]))) == settings
+
+
+def test_the_same_seed_from_two_runs_is_two_settings(tmp_path: Path) -> None:
+    for number, (seed, start) in enumerate(((0, "a"), (0, "b"), (1, "a"), (1, "b"))):
+        write_run(tmp_path / str(number), [1.0], seed=seed, start_from=start)
+    assert [setting.name for setting in group_runs(read_runs([tmp_path]))] == ["start_from=a", "start_from=b"]
 
 
 def test_what_differs_without_being_given_separates_settings(tmp_path: Path) -> None:

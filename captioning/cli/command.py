@@ -111,6 +111,13 @@ def prefer_own_options() -> None:
         stored.get(path.parent.name, {}).pop(path.name, None)
 
 
+def as_list(value: Any) -> list[Any]:
+    """Convert an option that is one value, a list of them, or nothing to a list."""
+    if value is None:
+        return []
+    return list(value) if OmegaConf.is_list(value) else [value]
+
+
 def _guarded(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     """Run a command's function; what the user can mend ends it with one sentence."""
     silence_known_warnings()

@@ -1,7 +1,8 @@
 """The HTML page that shows two systems' captions side by side, image by image.
 
 The page is one file that loads nothing from outside: images are thumbnails inside it, and it reads as a plain
-document where scripts are disabled. Its styles and keyboard shortcuts are in `comparison.html`.
+document where scripts are disabled. Its styles and keyboard shortcuts are in `comparison.html`; what it
+shares with the page of a study is in `page_head.html`.
 """
 
 import base64
@@ -24,7 +25,7 @@ from captioning.files import write_text
 log = logging.getLogger(__name__)
 
 THUMBNAIL = 320  # pixels, the largest width
-_TEMPLATE = Path(__file__).with_name("comparison.html")
+_FOLDER = Path(__file__).parent
 
 
 class Example(NamedTuple):
@@ -145,7 +146,19 @@ def render_page(
         "details": "\n".join(map(table_html, tables[1:])),
         "rows": "\n".join(_row_html(example, names) for example in examples),
     }
-    return Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(values)
+    return fill_page("comparison.html", values, scripts="; script-src 'unsafe-inline'")
+
+
+def fill_page(name: str, values: Mapping[str, str], *, scripts: str = "") -> str:
+    """Fill in a template of this folder and the head that all pages share.
+
+    Args:
+        name: of the template.
+        values: that it names, as HTML.
+        scripts: what the page's security policy says of scripts; by default there are none.
+    """
+    head, page = (Template((_FOLDER / file).read_text(encoding="utf-8")) for file in ("page_head.html", name))
+    return page.substitute(values, head=head.substitute(scripts=scripts).strip())
 
 
 def table_html(table: Table) -> str:

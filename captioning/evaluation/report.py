@@ -20,7 +20,7 @@ from captioning.evaluation.tables import (
     score_table,
     settings_score_table,
 )
-from captioning.files import write_text
+from captioning.files import short_commit, write_text
 
 
 def write_report(
@@ -38,7 +38,8 @@ def write_report(
 
     Args:
         folder: where they go.
-        evaluations: of one system, or of two on the same images, which are then tested for a difference.
+        evaluations: of one system; or on the same images of two, or of several runs of each of two settings,
+            which are then tested for a difference.
         references: what the captions were scored against.
         num_first: how many evaluations are runs of a first setting; the others are of a second. None where
             each is a system of its own.
@@ -53,6 +54,7 @@ def write_report(
     paired, scores = _test(evaluations, num_first, seed=seed, resamples=resamples)
     content = {
         "references": references.name,
+        "commit": short_commit(),
         "num_images": len(references.records),
         "units": "scores and intervals (95 %) are times 100, diversity shares are fractions",
         "tokens": str(references.tokens),

@@ -19,8 +19,11 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Options, and groups of them, that make no other setting.
 _NO_SETTING = (
     *("seed", "name", "resume", "output_dir", "data_root", "prepare", "logger", "checkpoint_every"),
-    *("keep_every_epoch", "num_samples", "trace_shapes", "trainer.callbacks", "data.num_workers"),
+    *("keep_every_epoch", "num_samples", "trace_shapes", "trainer.callbacks", "trainer.enable_progress_bar"),
+    *("trainer.log_every_n_steps", "data.num_workers", "data.check", "features.run.num_workers"),
 )
+_START = "start_from"
+_TOKENIZER = ("data.tokenizer", "data/tokenizer")
 
 
 class TrainingRun(NamedTuple):
@@ -30,6 +33,7 @@ class TrainingRun(NamedTuple):
     given: the keys that were given on the command line.
     finished: False for a run that failed, was stopped, or still trains.
     parameters: number of them; None before the first epoch has ended.
+    scored: the tokens that CIDEr-D and BLEU-4 count; empty where the run does not say.
     best: validation of the epoch with the best CIDEr-D; CIDEr-D and BLEU-4 times 100.
     epochs: validation of every epoch.
     """
@@ -39,8 +43,14 @@ class TrainingRun(NamedTuple):
     given: tuple[str, ...]
     finished: bool
     parameters: int | None
+    scored: str
     best: dict[str, float]
     epochs: list[dict[str, float]]
+
+    @property
+    def tokenizer(self) -> dict[str, str]:
+        """The options of the tokenizer, whose tokens the loss is a mean over."""
+        return {key: value for key, value in self.options.items() if key.startswith(_TOKENIZER)}
 
     def scored_captions(self) -> dict[str, float]:
         """Return the CIDEr-D × 100 of the best epoch's caption of each validation image; empty if unknown."""
@@ -80,6 +90,7 @@ def read_runs(folders: Iterable[str | Path]) -> list[TrainingRun]:
 
 def describe_runs(runs: Sequence[TrainingRun]) -> list[str]:
     """Describe each run's setting by the options in which the settings differ; "" where there is only one."""
+    runs = _merge_starts(runs)
     given = dict.fromkeys(key for run in runs for key in run.given if not _is_ignored(key))
     keys = _differing(runs, given)
     # Configs may also differ where nothing was given, after a change of the YAML or between experiments.
@@ -88,6 +99,25 @@ def describe_runs(runs: Sequence[TrainingRun]) -> list[str]:
         groups.setdefault(_describe(run, keys), []).append(run)
     keys += [key for group in groups.values() for key in _differing(group, _all_keys(group))]
     return [_describe(run, dict.fromkeys(keys)) for run in runs]
+
+
+def _merge_starts(runs: Sequence[TrainingRun]) -> list[TrainingRun]:
+    """Give runs one `start_from` where every seed begins with a run of its own and all else is equal."""
+    groups: dict[frozenset[tuple[str, str]], list[TrainingRun]] = {}
+    for run in runs:
+        groups.setdefault(_without_start(run), []).append(run)
+    merged = set()
+    for key, group in groups.items():
+        pairs = {(run.options.get("seed"), run.options.get(_START, "None")) for run in group}
+        seeds, starts = map(set, zip(*pairs, strict=True))
+        if 1 < len(pairs) == len(seeds) == len(starts) and "None" not in starts:
+            merged.add(key)
+    own = {_START: "one for each seed"}
+    return [run._replace(options=run.options | own) if _without_start(run) in merged else run for run in runs]
+
+
+def _without_start(run: TrainingRun) -> frozenset[tuple[str, str]]:
+    return frozenset(item for item in run.options.items() if item[0] != _START and not _is_ignored(item[0]))
 
 
 def _describe(run: TrainingRun, keys: Iterable[str]) -> str:
@@ -131,6 +161,7 @@ def _read_run(folder: Path) -> TrainingRun:
             given=tuple(str(override).partition("=")[0].lstrip("+~") for override in overrides),
             finished=bool(summary.get("finished", False)),
             parameters=summary.get("parameters"),
+            scored=str(summary.get("scored", "")),
             best={key: float(value) for key, value in (summary.get("best") or {}).items()},
             epochs=[dict(epoch) for epoch in summary.get("epochs", [])],
         )

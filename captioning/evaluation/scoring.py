@@ -191,8 +191,13 @@ def compare(
 def compare_settings(
     first: Sequence[Evaluation], second: Sequence[Evaluation]
 ) -> dict[str, SettingsDifference]:
-    """Test for each metric whether two settings differ, from several runs of each on the same images."""
+    """Test for each metric whether two settings differ, from several runs of each on the same images.
+
+    There is no test of a single image.
+    """
     runs = (*first, *second)
+    if len(runs[0].captions) < 2:
+        return {}
     return {
         metric: settings_test(
             [run.statistics[metric] for run in first], [run.statistics[metric] for run in second]

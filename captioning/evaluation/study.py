@@ -2,7 +2,7 @@
 
 `write_study` leaves `comparison.csv` (a row a setting), `runs.csv` (a row a run), `curves.png` and
 `comparison.html` (the tables and the curves). Runs that have not finished are listed, and left out of the
-means.
+means. Settings whose scores count different tokens are neither ranked among each other nor tested.
 """
 
 import base64
@@ -11,12 +11,11 @@ import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from captioning.evaluation.comparison import table_html
+from captioning.evaluation.comparison import fill_page, table_html
 from captioning.evaluation.curves import curves_figure
 from captioning.evaluation.runs import TrainingRun, describe_runs, read_runs
 from captioning.evaluation.tables import Table
@@ -31,7 +30,6 @@ _COLUMNS = {  # of the tables: the key of a validation, and the decimals
     "nats a word": ("nll", 3),
     "epoch": ("epoch", 0),
 }
-_TEMPLATE = Path(__file__).with_name("study.html")
 
 
 class Setting(NamedTuple):
@@ -44,6 +42,11 @@ class Setting(NamedTuple):
     def finished(self) -> list[TrainingRun]:
         """The runs that count: those with a validation that have ended."""
         return [run for run in self.runs if run.finished and run.best]
+
+    @property
+    def scored(self) -> str:
+        """The tokens that the runs' scores count; empty where none says."""
+        return ", ".join(sorted({run.scored for run in self.runs} - {""}))
 
     def values(self, key: str) -> list[float]:
         """Return a number of the best epoch, of every finished run that has it."""
@@ -66,40 +69,43 @@ def write_study(
     Raises:
         InputError: see `read_runs`.
     """
+    folders = list(folders)  # they are read and named
     output, settings = Path(output), group_runs(read_runs(folders))
     tables = [settings_table(settings), runs_table(settings), *differences_tables(settings)]
     write_text(output / "comparison.csv", _csv(map(_setting_row, settings)))
     write_text(output / "runs.csv", _csv(_run_row(*pair) for pair in _named_runs(settings)))
     if with_curves:
-        figure = curves_figure({setting.name: [run.epochs for run in setting.runs] for setting in settings})
+        figure = curves_figure({setting.name: setting.runs for setting in settings})
         save(figure, output / "curves.png")
         close(figure)
         picture = base64.b64encode((output / "curves.png").read_bytes()).decode()
         names = ", ".join(str(folder) for folder in folders)
         content = {"title": escape(names), "curves": picture, "tables": "\n".join(map(table_html, tables))}
-        page = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(content)
-        write_text(output / "comparison.html", page)
+        write_text(output / "comparison.html", fill_page("study.html", content))
     return tables
 
 
 def group_runs(runs: Sequence[TrainingRun]) -> list[Setting]:
-    """Group runs by setting, the one with the best mean CIDEr-D first."""
+    """Group runs by setting: by the tokens that are scored, of the same the best mean CIDEr-D first."""
     groups: dict[str, list[TrainingRun]] = {}
     for name, run in zip(describe_runs(runs), runs, strict=True):
         groups.setdefault(name, []).append(run)
     settings = [Setting(name, members) for name, members in groups.items()]
-    return sorted(settings, key=lambda setting: -_mean(setting.values("cider_d"), -1.0))
+    settings.sort(key=lambda setting: -_mean(setting.values("cider_d"), -1.0))
+    return [setting for group in _by_tokens(settings) for setting in group]
 
 
 def settings_table(settings: Sequence[Setting]) -> Table:
     """Tabulate every setting's mean over runs with half its 95 % interval."""
+    several = len(_by_tokens(settings)) > 1
     rows = []
     for setting in settings:
         count = str(len(setting.finished))
         if len(setting.runs) > len(setting.finished):
             count += f" of {len(setting.runs)}"
         cells = [_mean_cell(setting.values(key), digits) for key, digits in _COLUMNS.values()]
-        rows.append([setting.name or "all runs", count, *cells])
+        scored = [setting.scored or "unknown"] if several else []
+        rows.append([setting.name or "all runs", count, *scored, *cells])
     note = (
         "Mean over runs ± half the 95 % t interval of that mean: over other seeds, on the same validation "
         "images. Each run counts with its epoch of the best CIDEr-D, which flatters CIDEr-D a little."
@@ -108,7 +114,12 @@ def settings_table(settings: Sequence[Setting]) -> Table:
         note += " Runs that have not finished do not count."
     if not any(len(setting.finished) > 1 for setting in settings):
         note = "One run a setting: these numbers say nothing about other seeds; give -m seed=0,1,2."
-    return Table("Validation by setting", ["setting", "runs", *_COLUMNS], rows, note)
+    if several:
+        note += " Scores over different tokens do not compare: ranks and tests are among the same tokens."
+    if any(run.tokenizer != settings[0].runs[0].tokenizer for setting in settings for run in setting.runs):
+        note += " Nats a word are of the tokenizer's own tokens, and do not compare between tokenizers."
+    headings = ["setting", "runs", *(["scored over"] if several else []), *_COLUMNS]
+    return Table("Validation by setting", headings, rows, note)
 
 
 def runs_table(settings: Sequence[Setting]) -> Table:
@@ -126,7 +137,12 @@ def runs_table(settings: Sequence[Setting]) -> Table:
 
 
 def differences_tables(settings: Sequence[Setting]) -> list[Table]:
-    """Tabulate how far each setting is from the best; no table where no two of them have several seeds."""
+    """Tabulate how far each setting is from the best whose scores count the same tokens."""
+    return [table for group in _by_tokens(settings) for table in _differences_tables(group)]
+
+
+def _differences_tables(settings: Sequence[Setting]) -> list[Table]:
+    """Make the table of settings over the same tokens; none where no two of them have several seeds."""
     scores = {setting.name: _scores(setting) for setting in settings}
     several = [name for name, runs in scores.items() if len(runs) > 1]
     if len(several) < 2:
@@ -135,7 +151,8 @@ def differences_tables(settings: Sequence[Setting]) -> list[Table]:
     images = list(scores[best][0])
     rows = []
     for name in [setting.name for setting in settings if setting.name != best]:
-        if name not in several or any(run.keys() != scores[best][0].keys() for run in scores[name]):
+        other = any(run.keys() != scores[best][0].keys() for run in scores[name])
+        if name not in several or other or len(images) < 2:
             rows.append([name, "–", "–"])
             continue
         sides = [
@@ -146,9 +163,19 @@ def differences_tables(settings: Sequence[Setting]) -> list[Table]:
         rows.append([name, cell, f"{min(1.0, test.p_value * pairs):.3f}"])
     note = (
         f"[95 % interval] and p: over other seeds and other images together ({len(images)} validation "
-        f"images); p times the {pairs} pairs of settings (Bonferroni). –: one seed, or other images."
+        f"images); p times the {pairs} pairs of settings (Bonferroni). –: one seed or image, or other images."
     )
     return [Table(f"CIDEr-D, difference from {best}", ["setting", "difference", "p"], rows, note)]
+
+
+def _by_tokens(settings: Sequence[Setting]) -> list[list[Setting]]:
+    """Group settings by the tokens that their scores count; one that does not say goes with a single kind."""
+    if len({setting.scored for setting in settings} - {""}) < 2:
+        return [list(settings)]
+    groups: dict[str, list[Setting]] = {}
+    for setting in settings:
+        groups.setdefault(setting.scored, []).append(setting)
+    return list(groups.values())
 
 
 def _scores(setting: Setting) -> list[dict[str, float]]:
@@ -186,6 +213,7 @@ def _mean_cell(values: Sequence[float], digits: int) -> str:
 def _setting_row(setting: Setting) -> dict[str, Any]:
     row: dict[str, Any] = {
         "setting": setting.name,
+        "scored": setting.scored,
         "runs": len(setting.finished),
         "unfinished": len(setting.runs) - len(setting.finished),
     }

@@ -56,21 +56,31 @@ def settings_score_table(
     first: Sequence[Evaluation], second: Sequence[Evaluation], tests: Mapping[str, SettingsDifference]
 ) -> Table:
     """Tabulate the mean scores of several runs of two settings, their difference and its p-value."""
-    rows = []
-    for metric, test in tests.items():
-        cells = []
-        for runs in (first, second):
-            interval = mean_interval([100 * run.scores[metric].corpus for run in runs])
-            assert interval is not None
-            cells.append(f"{interval.score:.1f} ± {interval.high - interval.score:.1f}")
-        span = f"{100 * test.difference:+.1f} [{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
-        rows.append([metric, *cells, span, f"{test.p_value:.3f}"])
+    metrics = [m for m in first[0].scores if all(m in run.scores for run in (*first, *second))]
+    rows = [
+        [metric, _mean_cell(first, metric), _mean_cell(second, metric), *_test_cells(tests.get(metric))]
+        for metric in metrics
+    ]
     headings = [f"{runs[0].name} … ({len(runs)} runs)" for runs in (first, second)]
     note = (
         "Mean ± half its 95 % t interval: over other seeds, on these images. Difference [95 % interval] and "
         "p: over other seeds and other images together."
     )
     return Table("scores × 100", ["metric", *headings, "difference", "p"], rows, note)
+
+
+def _mean_cell(runs: Sequence[Evaluation], metric: str) -> str:
+    interval = mean_interval([100 * run.scores[metric].corpus for run in runs])
+    if interval is None or math.isnan(interval.score):
+        return "–"
+    return f"{interval.score:.1f} ± {interval.high - interval.score:.1f}"
+
+
+def _test_cells(test: SettingsDifference | None) -> list[str]:
+    if test is None or math.isnan(test.p_value):
+        return ["–", "–"]
+    span = f"{100 * test.difference:+.1f} [{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
+    return [span, f"{test.p_value:.3f}"]
 
 
 def _score_cell(score: Score | None, interval: Interval | None) -> str:

@@ -53,12 +53,15 @@ def settings_test(
         level: of the interval.
 
     Raises:
-        ValueError: A setting has fewer than two runs, or runs were scored on different numbers of images.
+        ValueError: A setting has fewer than two runs, or runs were scored on different numbers of images or
+            on a single one.
     """
     if min(len(first), len(second)) < 2:
         raise ValueError(f"needs two runs of each setting, not {len(first)} and {len(second)}")
     if len(counts := {len(run.per_image) for run in (*first, *second)}) > 1:
         raise ValueError(f"runs need the same images, not {sorted(counts)} of them")
+    if max(counts) < 2:
+        raise ValueError(f"needs two images, not {max(counts)}")
     values = [np.stack([image_values(run) for run in setting]) for setting in (first, second)]  # (N, I)
     difference = float(values[0].mean() - values[1].mean())
     runs, rest = zip(*map(_variances, values), strict=True)

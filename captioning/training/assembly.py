@@ -332,10 +332,3 @@ def own_options(config: DictConfig, groups: Sequence[str]) -> dict[str, Any]:
         for key, value in config.items()
         if key not in groups
     }
-
-
-def as_list(value: Any) -> list[Any]:
-    """Convert an option that is one value, a list of them, or nothing to a list."""
-    if value is None:
-        return []
-    return list(value) if OmegaConf.is_list(value) else [value]
