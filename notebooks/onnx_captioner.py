@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -64,7 +65,11 @@ class Captioner:
         return max(ended or new, key=lambda caption: caption[0] / len(caption[1][1:]))[1][1:]
 
     def text(self, tokens):
-        return " ".join(self.about["words"][token] for token in tokens if token != END)
+        joining = self.about["joining"]  # words, characters and subwords put spaces at different places
+        text = joining["separator"].join(self.about["words"][token] for token in tokens if token != END)
+        for pattern, replacement in joining["replace"]:
+            text = re.sub(pattern, replacement, text)
+        return text.strip()
 
 
 if __name__ == "__main__":
