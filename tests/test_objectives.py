@@ -5,6 +5,7 @@ import math
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ from captioning.objectives import (
     SelfCritical,
     ShiftedTargets,
     Terms,
+    TopicSupervision,
 )
 from captioning.objectives.focused_attention import mean_entropy
 from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, UNKNOWN, Vocabulary
@@ -691,6 +693,32 @@ def test_hard_attention_is_refused_by_every_objective_that_cannot_train_it() -> 
     critical = TestSelfCritical().objective()
     with pytest.raises(InputError, match="SelfCritical cannot train hard attention"):
         critical.check(model, IMAGES)
+
+
+def test_word_dropout_reaches_the_model_where_cross_entropy_is_a_part() -> None:
+    batch, dropping = batch_of([[4] * 30] * 20), CrossEntropy(word_dropout=0.5)
+    model = build("topic_guided")
+    supervision = TopicSupervision(
+        captions=DoublyStochastic(weight=1.0, target="one", cross_entropy=dropping),
+        topic_weight=1.0,
+        attribute_weight=1.0,
+        fit_topics=lambda documents, vocabulary, num_topics: (
+            lambda documents: np.full((len(documents), num_topics), 1 / num_topics, np.float32)
+        ),
+    )
+    words = [*SPECIAL_WORDS, *(f"word{index}" for index in range(VOCABULARY - len(SPECIAL_WORDS)))]
+    supervision.prepare({image_id: ["a caption"] for image_id in batch.image_ids}, Vocabulary(words))
+    read: list[Tensor] = []
+    model.embedding.register_forward_hook(lambda layer, inputs, output: read.append(inputs[0]))
+    for objective in [
+        *mixed_with(dropping),
+        FocusedAttention(weight=1.0, cross_entropy=dropping),
+        supervision,
+    ]:
+        read.clear()
+        objective(model, batch)
+        seen = torch.cat([part.flatten() for part in read])
+        assert (seen == UNKNOWN).sum() > 0.3 * (seen == 4).sum(), type(objective).__name__
 
 
 def test_an_objective_without_memory_has_an_empty_state() -> None:

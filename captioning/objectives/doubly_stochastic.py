@@ -37,7 +37,9 @@ class DoublyStochastic(Objective):
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `coverage`, the term before its weight, as a mean over captions."""
-        return self.of_output(model, batch, model(batch.features, batch.tokens[:, :-1], batch.mask))
+        return self.of_output(
+            model, batch, model(batch.features, self.cross_entropy.inputs(batch), batch.mask)
+        )
 
     def of_output(self, model: CaptionModel, batch: Batch, output: Output) -> Terms:
         """Compute the loss from a model's output, for objectives that add a term to it."""
