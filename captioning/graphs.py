@@ -29,6 +29,7 @@ from captioning.errors import InputError
 from captioning.features import FrozenExtractor, RegionFeatures
 from captioning.files import atomic_write
 from captioning.models.base import CaptionModel, Tree
+from captioning.tokenizers import Tokenizer
 from captioning.vocabulary import START, Vocabulary
 
 PRECISIONS = ("float32", "int8")
@@ -62,18 +63,9 @@ def write(
         InputError: a package that is not installed, a folder that holds files, a tokenizer without a rule
             for joining, or see `export_model`.
     """
-    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
-        raise InputError(f"format=onnx needs the package {missing[0]}; run pip install 'captioning[onnx]'")
-    if precision not in PRECISIONS:
-        raise InputError(f"precision={precision} must be one of {', '.join(PRECISIONS)}")
-    if Path(folder).is_file() or (Path(folder).is_dir() and any(Path(folder).iterdir())):
-        raise InputError(f"output={folder} is there already; name a new folder for the graphs")
-    if (joining := vocabulary.tokenizer.joining) is None:
-        raise InputError(
-            f"{type(vocabulary.tokenizer).__name__} has no rule for joining its tokens that goes into "
-            "captioner.json; write format=captioner, or give the class `joining`"
-        )
-    about = {"words": vocabulary.words, "joining": joining, "decoding": dict(decoding), "card": dict(card)}
+    _check(Path(folder), vocabulary.tokenizer, precision)
+    joined = {"words": vocabulary.words, "joining": vocabulary.tokenizer.joining}
+    about = {**joined, "decoding": dict(decoding), "card": dict(card)}
     features = torch.zeros(3, extractor.num_regions, extractor.feature_dim)
     mapped = isinstance(extractor, FrozenExtractor) and not extractor.has_boxes
     programs = export_model(model, features, masked=not mapped)
@@ -89,6 +81,20 @@ def write(
         text = json.dumps(about, ensure_ascii=False, indent=1, default=str)
         (temporary / "captioner.json").write_text(text, encoding="utf-8")
         return {path.name: path.stat().st_size for path in files.values()}
+
+
+def _check(folder: Path, tokenizer: Tokenizer, precision: str) -> None:
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise InputError(f"format=onnx needs the package {missing[0]}; run pip install 'captioning[onnx]'")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision} must be one of {', '.join(PRECISIONS)}")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"output={folder} is there already; name a new folder for the graphs")
+    if tokenizer.joining is None:
+        raise InputError(
+            f"{type(tokenizer).__name__} has no rule for joining its tokens that goes into captioner.json; "
+            "write format=captioner, or give the class `joining`"
+        )
 
 
 def save(program: Any, path: Path, precision: str) -> None:
