@@ -21,6 +21,7 @@ from captioning.models import (
     Output,
     RawFeatures,
     ShowAttendTell,
+    attention_entropy,
     pick,
 )
 from captioning.models.attention import Regions
@@ -36,7 +37,6 @@ from captioning.objectives import (
     Terms,
     TopicSupervision,
 )
-from captioning.objectives.focused_attention import mean_entropy
 from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, UNKNOWN, Vocabulary
 from tests.conftest import REGIONS, VOCABULARY, batch_of, build
 from tests.test_decoding import Fixed
@@ -736,10 +736,26 @@ def test_what_is_logged_has_no_gradient_and_leaves_out_the_loss(ragged: Batch) -
         assert not any(value.requires_grad for value in terms.logged.values())
 
 
+def test_the_entropy_of_attention_is_a_share_of_the_greatest_over_real_regions() -> None:
+    even, sharp = torch.full((1, 2, 4), 0.25), torch.eye(4)[None, :2]
+    assert attention_entropy(even).tolist() == [[pytest.approx(1)] * 2]
+    assert attention_entropy(sharp).tolist() == [[pytest.approx(0)] * 2]
+    assert attention_entropy(torch.ones(3, 1, 1)).tolist() == [[0]] * 3  # a single region leaves no choice
+    maps = torch.tensor([[[0.25, 0.25, 0.25, 0.25]], [[0.5, 0.5, 0.0, 0.0]], [[1.0, 0.0, 0.0, 0.0]]])
+    mask = torch.arange(4) < torch.tensor([[4], [2], [1]])
+    assert attention_entropy(maps, mask).flatten().tolist() == pytest.approx([1, 1, 0])
+
+
+def test_padding_does_not_make_wide_attention_cheaper() -> None:
+    objective = FocusedAttention(weight=1.0, cross_entropy=CrossEntropy())
+    model, padded = build("gru_attention"), batch_of([[4, 5], [6]], counts=[2, 2])
+    assert padded.mask is not None
+    bare = padded._replace(features=padded.features[:, :2], mask=padded.mask[:, :2])
+    entropies = [objective(model, batch).logged["entropy"].item() for batch in (padded, bare)]
+    assert entropies[0] == pytest.approx(entropies[1])
+
+
 def test_wide_attention_has_its_price(ragged: Batch) -> None:
-    even, sharp = torch.full((2, 4), 0.25), torch.eye(4)[:2]
-    assert mean_entropy(even).item() == pytest.approx(1) and mean_entropy(sharp).item() == pytest.approx(0)
-    assert mean_entropy(torch.ones(3, 1)).item() == 0  # a single region leaves no choice
     model, plain = build("gru_attention"), CrossEntropy()
     terms = FocusedAttention(weight=0.5, cross_entropy=plain)(model, ragged)
     expected = plain(model, ragged).loss + 0.5 * terms.logged["entropy"]

@@ -131,6 +131,18 @@ def real_steps(tokens: Tensor) -> Tensor:
     return (tokens != PAD) & (tokens != END)
 
 
+def attention_entropy(attention: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the entropy (B, T) of maps (B, T, R), as a share of the greatest over real regions (B, R).
+
+    It is 0 for an image of a single region.
+    """
+    maps = attention.float()
+    # The derivative of x log x is infinite at 0, where padded regions are.
+    entropy = -(maps * maps.clamp(min=1e-9).log()).sum(-1)
+    regions = maps.new_full((len(maps), 1), maps.shape[-1]) if mask is None else mask.sum(1, keepdim=True)
+    return entropy / regions.clamp(min=2).log()
+
+
 def pick(tree: Tree, index: Any) -> Tree:
     """Index every tensor of a tree with the same index, which starts at the batch dimension."""
     if tree is None:
