@@ -170,8 +170,8 @@ class TestDoublyStochastic:
 
     def test_it_needs_attention_and_a_known_target(self) -> None:
         objective = DoublyStochastic(weight=1.0, target="one", cross_entropy=CrossEntropy())
-        with pytest.raises(InputError, match="needs a model with attention"):
-            objective(build("mean_pooled"), batch_of([[4]]))
+        with pytest.raises(InputError, match="DoublyStochastic needs a model with attention over regions"):
+            objective.check(build("mean_pooled"), CAPTIONS)
         with pytest.raises(InputError, match="one or length"):
             DoublyStochastic(weight=1.0, target="two", cross_entropy=CrossEntropy())
 
@@ -762,8 +762,8 @@ def test_wide_attention_has_its_price(ragged: Batch) -> None:
     assert terms.loss.item() == pytest.approx(expected.item())
     terms.loss.backward()  # masked regions have no attention, where the entropy has no derivative
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    with pytest.raises(InputError, match="needs a model with attention over regions"):
-        FocusedAttention(weight=0.5, cross_entropy=plain)(build("mean_pooled"), ragged)
+    with pytest.raises(InputError, match="FocusedAttention needs a model with attention over regions"):
+        FocusedAttention(weight=0.5, cross_entropy=plain).check(build("mean_pooled"), CAPTIONS)
     with pytest.raises(InputError, match="weight is -1"):
         FocusedAttention(weight=-1, cross_entropy=plain)
 

@@ -51,12 +51,14 @@ class CaptionModel(nn.Module, ABC):
         output: the module whose last linear layer scores the words.
         samples_attention: whether training samples regions, so that no gradient of the words reaches the
             attention.
+        attends_to_regions: whether `Step.attention` is there.
         predicts_topics: whether the memory has `topic_logits` and `attribute_logits`.
     """
 
     vocabulary_size: int
     output: Any
     samples_attention: bool = False
+    attends_to_regions: bool = True
     predicts_topics: bool = False
 
     @abstractmethod

@@ -26,24 +26,18 @@ class FocusedAttention(Objective):
         InputError: a negative weight.
     """
 
+    needs_attention = True
+
     def __init__(self, *, weight: float, cross_entropy: CrossEntropy) -> None:
         if weight < 0:
             raise InputError(f"objective.weight is {weight}; needed is a number from 0")
         self.weight, self.cross_entropy = weight, cross_entropy
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
-        """Compute the loss; logs `entropy`, the term before its weight.
-
-        Raises:
-            InputError: the model has no attention.
-        """
+        """Compute the loss; logs `entropy`, the term before its weight."""
         inputs = self.cross_entropy.inputs(batch)
         output = model(batch.features, inputs, batch.mask)
-        if output.attention is None:
-            raise InputError(
-                "objective=focused_attention needs a model with attention over regions; choose "
-                "objective=cross_entropy"
-            )
+        assert output.attention is not None  # see `check`
         terms = self.cross_entropy.of_output(model, batch, output)
         entropy = attention_entropy(output.attention, batch.mask)[real_steps(inputs)].mean()
         scaled = self.cross_entropy.normalise(entropy * terms.num_words, terms.num_words, len(inputs))

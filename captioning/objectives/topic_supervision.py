@@ -43,6 +43,8 @@ class TopicSupervision(Objective):
             function of documents, see `TopicModel`.
     """
 
+    needs_attention = True
+
     def __init__(
         self,
         *,
