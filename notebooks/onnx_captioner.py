@@ -30,7 +30,9 @@ class Captioner:
 
     def features(self, path):
         height, width = self.about["image_size"]
-        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+        # Transparent pixels have colours too, which nobody sees.
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))  # (H, W, 3) bytes
         return run(self.graphs["backbone"], {"images": pixels.transpose(2, 0, 1)[None]})
 
@@ -74,5 +76,5 @@ class Captioner:
 
 if __name__ == "__main__":
     captioner = Captioner(sys.argv[1])
-    texts = {Path(path).name: captioner.text(captioner.beam(captioner.features(path))) for path in sys.argv[2:]}
+    texts = {path: captioner.text(captioner.beam(captioner.features(path))) for path in sys.argv[2:]}
     print(json.dumps([{"image_id": name, "caption": text} for name, text in texts.items()], indent=0))
