@@ -48,7 +48,7 @@ def main(config: DictConfig) -> None:
     card = {"version": __version__, "commit": short_commit(), **metadata.get("card", {}), **card}
     described = {"decoding": options["decoding"], "card": card}
     if options["format"] == "onnx":
-        described |= {"words": metadata["words"], "precision": options["precision"]}
+        described |= {"vocabulary": vocabulary, "precision": options["precision"]}
         sizes = graphs.write(output, checkpoint.load(path, trust=trust).model, extractor, **described)
     else:
         portable.write(output, content, extractor, **described, half=options["half"], trust=trust)

@@ -3,7 +3,7 @@
     backbone.onnx    images (B, 3, H, W) bytes -> features (B, R, D), rounded to float16 as in the cache
     encoder.onnx     features, and mask (B, R) where images differ in their number of regions -> memory, state
     step.onnx        tokens (B,), memory, state -> log_probs (B, V), attention (B, R) if any, next.state
-    captioner.json   words, image size, grid, a decoding, a card
+    captioner.json   words and how to join them, image size, grid, a decoding, a card
 
 B is any number, and so is the number of words before a step. Memory and state are the model's own tensors:
 each input of `step.onnx` takes the output of the same name, from the encoder or, after `next.`, from the step
@@ -29,7 +29,8 @@ from captioning.errors import InputError
 from captioning.features import FrozenExtractor, RegionFeatures
 from captioning.files import atomic_write
 from captioning.models.base import CaptionModel, Tree
-from captioning.vocabulary import START
+from captioning.tokenizers import Tokenizer
+from captioning.vocabulary import START, Vocabulary
 
 PRECISIONS = ("float32", "int8")
 
@@ -39,7 +40,7 @@ def write(
     model: CaptionModel,
     extractor: Any,
     *,
-    words: Sequence[str],
+    vocabulary: Vocabulary,
     decoding: Mapping[str, Any],
     card: Mapping[str, Any],
     precision: str = "float32",
@@ -50,7 +51,7 @@ def write(
         folder: a new or empty one.
         model: in evaluation mode.
         extractor: of the features that the model was trained on.
-        words: of the vocabulary, by id.
+        vocabulary: its words go into `captioner.json`, and the `joining` of its tokenizer.
         decoding: plain options, for whoever decodes.
         card: plain containers.
         precision: `float32`, or `int8`, which quantises the matrices of encoder and step dynamically.
@@ -59,15 +60,12 @@ def write(
         The size of each graph in bytes, by file name.
 
     Raises:
-        InputError: a package that is not installed, a folder that holds files, or see `export_model`.
+        InputError: a package that is not installed, a folder that holds files, a tokenizer without a rule
+            for joining, or see `export_model`.
     """
-    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
-        raise InputError(f"format=onnx needs the package {missing[0]}; run pip install 'captioning[onnx]'")
-    if precision not in PRECISIONS:
-        raise InputError(f"precision={precision} must be one of {', '.join(PRECISIONS)}")
-    if Path(folder).is_file() or (Path(folder).is_dir() and any(Path(folder).iterdir())):
-        raise InputError(f"output={folder} is there already; name a new folder for the graphs")
-    about = {"words": list(words), "decoding": dict(decoding), "card": dict(card)}
+    _check(Path(folder), vocabulary.tokenizer, precision)
+    joined = {"words": vocabulary.words, "joining": vocabulary.tokenizer.joining}
+    about = {**joined, "decoding": dict(decoding), "card": dict(card)}
     features = torch.zeros(3, extractor.num_regions, extractor.feature_dim)
     mapped = isinstance(extractor, FrozenExtractor) and not extractor.has_boxes
     programs = export_model(model, features, masked=not mapped)
@@ -83,6 +81,20 @@ def write(
         text = json.dumps(about, ensure_ascii=False, indent=1, default=str)
         (temporary / "captioner.json").write_text(text, encoding="utf-8")
         return {path.name: path.stat().st_size for path in files.values()}
+
+
+def _check(folder: Path, tokenizer: Tokenizer, precision: str) -> None:
+    if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
+        raise InputError(f"format=onnx needs the package {missing[0]}; run pip install 'captioning[onnx]'")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision={precision} must be one of {', '.join(PRECISIONS)}")
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise InputError(f"output={folder} is there already; name a new folder for the graphs")
+    if tokenizer.joining is None:
+        raise InputError(
+            f"{type(tokenizer).__name__} has no rule for joining its tokens that goes into captioner.json; "
+            "write format=captioner, or give the class `joining`"
+        )
 
 
 def save(program: Any, path: Path, precision: str) -> None:

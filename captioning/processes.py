@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") i
 # torchrun's variables, and those that only srun sets: in a batch script there is one process.
 _STARTED_BY = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"))
 _POLL = 0.1  # seconds
+_blocks: Counter[tuple[str, int]] = Counter()  # begun, by name and rank
 
 
 class Process(NamedTuple):
@@ -74,13 +76,18 @@ def from_first(name: str, make: Callable[[], str]) -> str:
 def first_process_first(name: str) -> Iterator[None]:
     """Let the first process go through a block alone, then the others; what it has made, they find.
 
+    They go through the blocks of a name equally often, such as once in each job of a multirun.
+
     Raises:
         InputError: see `from_first`.
     """
-    if this_process().rank > 0:
+    rank = this_process().rank
+    _blocks[name, rank] += 1
+    name = f"{name}, block {_blocks[name, rank]}"
+    if rank > 0:
         from_first(name, str)
     yield
-    if this_process().rank == 0:
+    if rank == 0:
         from_first(name, str)
 
 

@@ -85,9 +85,12 @@ class Tokenizer(ABC):
     """Splits captions into the tokens that a model writes, and puts tokens together again.
 
     unit: what its tokens are called in reports.
+    joining: `join` as plain data, for readers without this package: a `separator`, and pairs of a regular
+        expression and what to `replace` it by in the joined text; None where no such rule can say it.
     """
 
     unit: ClassVar[str]
+    joining: ClassVar[dict[str, Any] | None] = None
 
     @abstractmethod
     def __call__(self, text: str) -> list[str]:
@@ -122,6 +125,7 @@ class Words(Tokenizer):
     """The post's words, for languages that put spaces between them."""
 
     unit = "words"
+    joining: ClassVar = {"separator": " ", "replace": []}
 
     def __call__(self, text: str) -> list[str]:
         return tokenize(text)
@@ -134,6 +138,7 @@ class Characters(Tokenizer):
     """Each character of a script without spaces, such as Chinese and Japanese; words of all others."""
 
     unit = "characters"
+    joining: ClassVar = {"separator": " ", "replace": [[_SPACE_BESIDE_UNSPACED.pattern, ""]]}
 
     def __call__(self, text: str) -> list[str]:
         return [token for word in tokenize(text) for token in _CHARACTER_OR_WORD.findall(word)]
@@ -163,6 +168,7 @@ class Subwords(Tokenizer):
     """
 
     unit = "subwords"
+    joining: ClassVar = {"separator": "", "replace": [[_SPACE, " "]]}
 
     def __init__(self, *, merges: str | None = None) -> None:
         self.merges = merges

@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -29,7 +30,9 @@ class Captioner:
 
     def features(self, path):
         height, width = self.about["image_size"]
-        image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+        # Transparent pixels have colours too, which nobody sees.
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))  # (H, W, 3) bytes
         return run(self.graphs["backbone"], {"images": pixels.transpose(2, 0, 1)[None]})
 
@@ -64,10 +67,14 @@ class Captioner:
         return max(ended or new, key=lambda caption: caption[0] / len(caption[1][1:]))[1][1:]
 
     def text(self, tokens):
-        return " ".join(self.about["words"][token] for token in tokens if token != END)
+        joining = self.about["joining"]  # words, characters and subwords put spaces at different places
+        text = joining["separator"].join(self.about["words"][token] for token in tokens if token != END)
+        for pattern, replacement in joining["replace"]:
+            text = re.sub(pattern, replacement, text)
+        return text.strip()
 
 
 if __name__ == "__main__":
     captioner = Captioner(sys.argv[1])
-    texts = {Path(path).name: captioner.text(captioner.beam(captioner.features(path))) for path in sys.argv[2:]}
+    texts = {path: captioner.text(captioner.beam(captioner.features(path))) for path in sys.argv[2:]}
     print(json.dumps([{"image_id": name, "caption": text} for name, text in texts.items()], indent=0))

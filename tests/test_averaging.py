@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from captioning import checkpoint
+from captioning.errors import InputError
 from tests.test_runs import At, checkpoint_of, differences, prepare, send
 
 DECAY = ["averaging=exponential", "averaging.decay=0.9"]
@@ -46,6 +47,22 @@ def test_the_average_is_validated_and_kept_and_training_goes_on_with_its_own_wei
     assert torch.equal(own, record.trained[-1]) and not torch.equal(own, kept)
     prepare(toy_overrides, tmp_path / "b").fit()  # the average changes nothing of the training
     assert torch.equal(checkpoint_of(tmp_path / "b")["state_dict"]["model.embedding.weight"], own)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "now", "message"),
+    [
+        (DECAY, [], "was trained with averaged weights; give averaging=exponential, or start_from="),
+        ([], DECAY, "was trained without averaged weights; give averaging=none, or start_from="),
+    ],
+)
+def test_a_run_goes_on_with_averaging_only_if_it_began_with_it(
+    toy_overrides: list[str], tmp_path: Path, before: list[str], now: list[str], message: str
+) -> None:
+    prepare([*toy_overrides, "trainer.max_epochs=1", *before], tmp_path / "run").fit()
+    with pytest.raises(InputError, match=message):
+        prepare([*toy_overrides, "trainer.max_epochs=2", *now], tmp_path / "run", "resume=auto")
 
 
 @pytest.mark.slow

@@ -132,6 +132,13 @@ def test_hard_attention_in_training_is_unrolled_as_it_steps() -> None:
         state = step.state
 
 
+def test_a_model_declares_whether_it_attends_to_regions(model: CaptionModel) -> None:
+    batch = batch_of([[4, 5]])
+    assert model.attends_to_regions == (
+        model(batch.features, batch.tokens[:, :-1], batch.mask).attention is not None
+    )
+
+
 def test_a_model_declares_whether_training_samples_its_attention_and_whether_it_predicts_topics() -> None:
     sampling = {name for name in FAMILIES if build(name).samples_attention}
     assert sampling == {"show_attend_tell_hard"}

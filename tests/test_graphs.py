@@ -18,7 +18,8 @@ from captioning.errors import InputError
 from captioning.features import BottomUpFiles, FrozenExtractor
 from captioning.models import CaptionModel
 from captioning.predictor import Predictor
-from captioning.vocabulary import SPECIAL_WORDS, Vocabulary
+from captioning.tokenizers import Characters, Subwords, Tokenizer, Words
+from captioning.vocabulary import END, SPECIAL_WORDS, Vocabulary
 from tests.conftest import DIM, FAMILIES, REGIONS, VOCABULARY, batch_of, build
 
 EXAMPLE = Path(__file__).parents[1] / "notebooks" / "onnx_captioner.py"
@@ -65,7 +66,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def write(folder: Path, model: CaptionModel, extractor: Any, **options: str) -> dict[str, int]:
-    return graphs.write(folder, model, extractor, words=WORDS, decoding={}, card={}, **options)
+    return graphs.write(
+        folder, model, extractor, vocabulary=Vocabulary(WORDS), decoding={}, card={}, **options
+    )
 
 
 @pytest.mark.slow
@@ -134,7 +137,36 @@ def test_int8_rounds_the_matrices_of_encoder_and_step_to_bytes(
     assert rounded.greedy(rounded.features(pictures[0])) == exact.greedy(exact.features(pictures[0]))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tokenizer", "tokens"),
+    [
+        (Characters(), ["一", "只", "cat", "sat", "on", "t恤", "3d", "猫", "hat"]),
+        (Subwords(merges="d o"), ["▁a", "▁do", "g", "s", "▁play", "犬", "が", "▁run"]),
+    ],
+)
+def test_text_is_joined_as_the_tokenizer_joins_it(
+    tokenizer: Tokenizer, tokens: list[str], captioner: Any, tmp_path: Path
+) -> None:
+    model = build("mean_pooled", vocabulary_size=len(SPECIAL_WORDS) + len(tokens))
+    vocabulary = Vocabulary([*SPECIAL_WORDS, *tokens], tokenizer)
+    graphs.write(tmp_path / "graphs", model, FILES, vocabulary=vocabulary, decoding={}, card={})
+    ids = [vocabulary.id(token) for token in tokens]
+    assert captioner(tmp_path / "graphs").text([*ids, END]) == vocabulary.decode(ids)
+    assert vocabulary.decode(ids) != " ".join(tokens)
+
+
 class TestRefusals:
+    def test_a_tokenizer_that_no_rule_joins_is_refused(self, tmp_path: Path) -> None:
+        class Spelling(Words):
+            joining = None
+
+        with pytest.raises(InputError, match="Spelling has no rule for joining its tokens"):
+            vocabulary = Vocabulary(WORDS, Spelling())
+            graphs.write(
+                tmp_path / "graphs", build("mean_pooled"), FILES, vocabulary=vocabulary, decoding={}, card={}
+            )
+
     def test_a_sequence_encoder_has_no_graph_with_a_mask(self, tmp_path: Path) -> None:
         match = r"(?s)the encoder of this model can't be exported to ONNX .* write format=captioner"
         with pytest.raises(InputError, match=match):

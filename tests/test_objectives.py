@@ -5,6 +5,7 @@ import math
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from captioning.models import (
     Output,
     RawFeatures,
     ShowAttendTell,
+    attention_entropy,
     pick,
 )
 from captioning.models.attention import Regions
@@ -33,8 +35,8 @@ from captioning.objectives import (
     SelfCritical,
     ShiftedTargets,
     Terms,
+    TopicSupervision,
 )
-from captioning.objectives.focused_attention import mean_entropy
 from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, UNKNOWN, Vocabulary
 from tests.conftest import REGIONS, VOCABULARY, batch_of, build
 from tests.test_decoding import Fixed
@@ -168,8 +170,8 @@ class TestDoublyStochastic:
 
     def test_it_needs_attention_and_a_known_target(self) -> None:
         objective = DoublyStochastic(weight=1.0, target="one", cross_entropy=CrossEntropy())
-        with pytest.raises(InputError, match="needs a model with attention"):
-            objective(build("mean_pooled"), batch_of([[4]]))
+        with pytest.raises(InputError, match="DoublyStochastic needs a model with attention over regions"):
+            objective.check(build("mean_pooled"), CAPTIONS)
         with pytest.raises(InputError, match="one or length"):
             DoublyStochastic(weight=1.0, target="two", cross_entropy=CrossEntropy())
 
@@ -693,6 +695,32 @@ def test_hard_attention_is_refused_by_every_objective_that_cannot_train_it() -> 
         critical.check(model, IMAGES)
 
 
+def test_word_dropout_reaches_the_model_where_cross_entropy_is_a_part() -> None:
+    batch, dropping = batch_of([[4] * 30] * 20), CrossEntropy(word_dropout=0.5)
+    model = build("topic_guided")
+    supervision = TopicSupervision(
+        captions=DoublyStochastic(weight=1.0, target="one", cross_entropy=dropping),
+        topic_weight=1.0,
+        attribute_weight=1.0,
+        fit_topics=lambda documents, vocabulary, num_topics: (
+            lambda documents: np.full((len(documents), num_topics), 1 / num_topics, np.float32)
+        ),
+    )
+    words = [*SPECIAL_WORDS, *(f"word{index}" for index in range(VOCABULARY - len(SPECIAL_WORDS)))]
+    supervision.prepare({image_id: ["a caption"] for image_id in batch.image_ids}, Vocabulary(words))
+    read: list[Tensor] = []
+    model.embedding.register_forward_hook(lambda layer, inputs, output: read.append(inputs[0]))
+    for objective in [
+        *mixed_with(dropping),
+        FocusedAttention(weight=1.0, cross_entropy=dropping),
+        supervision,
+    ]:
+        read.clear()
+        objective(model, batch)
+        seen = torch.cat([part.flatten() for part in read])
+        assert (seen == UNKNOWN).sum() > 0.3 * (seen == 4).sum(), type(objective).__name__
+
+
 def test_an_objective_without_memory_has_an_empty_state() -> None:
     objective = CrossEntropy()
     objective.prepare({"image0": ["a dog"]}, Vocabulary(SPECIAL_WORDS))
@@ -708,18 +736,34 @@ def test_what_is_logged_has_no_gradient_and_leaves_out_the_loss(ragged: Batch) -
         assert not any(value.requires_grad for value in terms.logged.values())
 
 
+def test_the_entropy_of_attention_is_a_share_of_the_greatest_over_real_regions() -> None:
+    even, sharp = torch.full((1, 2, 4), 0.25), torch.eye(4)[None, :2]
+    assert attention_entropy(even).tolist() == [[pytest.approx(1)] * 2]
+    assert attention_entropy(sharp).tolist() == [[pytest.approx(0)] * 2]
+    assert attention_entropy(torch.ones(3, 1, 1)).tolist() == [[0]] * 3  # a single region leaves no choice
+    maps = torch.tensor([[[0.25, 0.25, 0.25, 0.25]], [[0.5, 0.5, 0.0, 0.0]], [[1.0, 0.0, 0.0, 0.0]]])
+    mask = torch.arange(4) < torch.tensor([[4], [2], [1]])
+    assert attention_entropy(maps, mask).flatten().tolist() == pytest.approx([1, 1, 0])
+
+
+def test_padding_does_not_make_wide_attention_cheaper() -> None:
+    objective = FocusedAttention(weight=1.0, cross_entropy=CrossEntropy())
+    model, padded = build("gru_attention"), batch_of([[4, 5], [6]], counts=[2, 2])
+    assert padded.mask is not None
+    bare = padded._replace(features=padded.features[:, :2], mask=padded.mask[:, :2])
+    entropies = [objective(model, batch).logged["entropy"].item() for batch in (padded, bare)]
+    assert entropies[0] == pytest.approx(entropies[1])
+
+
 def test_wide_attention_has_its_price(ragged: Batch) -> None:
-    even, sharp = torch.full((2, 4), 0.25), torch.eye(4)[:2]
-    assert mean_entropy(even).item() == pytest.approx(1) and mean_entropy(sharp).item() == pytest.approx(0)
-    assert mean_entropy(torch.ones(3, 1)).item() == 0  # a single region leaves no choice
     model, plain = build("gru_attention"), CrossEntropy()
     terms = FocusedAttention(weight=0.5, cross_entropy=plain)(model, ragged)
     expected = plain(model, ragged).loss + 0.5 * terms.logged["entropy"]
     assert terms.loss.item() == pytest.approx(expected.item())
     terms.loss.backward()  # masked regions have no attention, where the entropy has no derivative
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    with pytest.raises(InputError, match="needs a model with attention over regions"):
-        FocusedAttention(weight=0.5, cross_entropy=plain)(build("mean_pooled"), ragged)
+    with pytest.raises(InputError, match="FocusedAttention needs a model with attention over regions"):
+        FocusedAttention(weight=0.5, cross_entropy=plain).check(build("mean_pooled"), CAPTIONS)
     with pytest.raises(InputError, match="weight is -1"):
         FocusedAttention(weight=-1, cross_entropy=plain)
 

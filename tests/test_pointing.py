@@ -101,6 +101,24 @@ def test_names_of_categories_and_their_plurals_name_all_their_instances(tmp_path
     assert places("8", ["person"]) == {}  # an image without instances
 
 
+def test_a_word_inside_the_name_of_another_category_does_not_name_its_own(tmp_path: Path) -> None:
+    categories = [
+        {"id": number, "name": name} for number, name in enumerate(("hot dog", "dog", "bear", "teddy bear"))
+    ]
+    boxes = [
+        {"image_id": 7, "category_id": 0, "bbox": [0, 0, 100, 100]},
+        {"image_id": 7, "category_id": 1, "bbox": [100, 0, 100, 100]},
+        {"image_id": 7, "category_id": 2, "bbox": [0, 0, 200, 100]},
+    ]
+    places = written(tmp_path, instances(categories=categories, annotations=boxes))
+    found = places("7", ["a", "dog", "eats", "two", "hot", "dogs", "by", "a", "teddy", "bear"])
+    assert {position: box.tolist() for position, box in found.items()} == {
+        1: [[0.5, 0, 1, 1]],
+        4: [[0, 0, 0.5, 1]],
+        5: [[0, 0, 0.5, 1]],
+    }  # and the teddy bear, of which there is none, is no bear
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -265,8 +265,10 @@ class TestWhoIsFirst:
 
         def work() -> None:
             name = threading.current_thread().name
-            with first_process_first("data"):
-                order.append(name)
+            for job in ("one", "two"):  # as in a multirun
+                with first_process_first("data"):
+                    time.sleep(0.3 * (name == "0"))  # the second process would be faster
+                    order.append(f"{name} {job}")
             order.append(from_first("folder", lambda: f"made by {name}"))
 
         threads = [threading.Thread(target=work, name=name) for name in ("0", "1")]
@@ -280,7 +282,9 @@ class TestWhoIsFirst:
                 thread.join(timeout=60)
         finally:
             processes._store.cache_clear()
-        assert order.index("0") < order.index("1") and order.count("made by 0") == 2
+        for job in ("one", "two"):
+            assert order.index(f"0 {job}") < order.index(f"1 {job}")
+        assert order.count("made by 0") == 2
 
     def test_processes_that_can_not_find_each_other_say_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("SLURM_PROCID", "1")

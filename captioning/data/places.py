@@ -84,14 +84,23 @@ class InstancePlaces:
                 raise records.error(place, found, "ids of an image and a category that it lists")
             fractions = tuple(edge / side for edge, side in zip(box, sizes[image_id], strict=True))
             boxes.setdefault(image_id, {}).setdefault(names[category], []).append(fractions)
+        self._forms = {tuple(form.split()): name for name in names.values() for form in _forms(name)}
         return boxes
 
     def __call__(self, image_id: str, words: Sequence[str]) -> dict[int, np.ndarray]:
+        boxes = self._boxes.get(image_id, {})
         places: dict[int, np.ndarray] = {}
-        for name, boxes in self._boxes.get(image_id, {}).items():
-            for form in (name, _PLURALS.get(name, f"{name}s"), f"{name}es"):
-                named = form.split()
-                for start in range(len(words) - len(named) + 1):
-                    if list(words[start : start + len(named)]) == named:
-                        places |= dict.fromkeys(range(start, start + len(named)), np.array(boxes))
+        taken: set[int] = set()
+        # Longest first, also where the picture has none: the dog of a hot dog is no dog.
+        for named in sorted(self._forms, key=len, reverse=True):
+            for start in range(len(words) - len(named) + 1):
+                span = range(start, start + len(named))
+                if tuple(words[start : span.stop]) == named and taken.isdisjoint(span):
+                    taken.update(span)
+                    if self._forms[named] in boxes:
+                        places |= dict.fromkeys(span, np.array(boxes[self._forms[named]]))
         return places
+
+
+def _forms(name: str) -> tuple[str, ...]:
+    return name, _PLURALS.get(name, f"{name}s"), f"{name}es"

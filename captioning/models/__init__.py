@@ -3,7 +3,7 @@
 from captioning.models.adaptive import AdaptiveCaptioner
 from captioning.models.attention import SoftAttention
 from captioning.models.attentive_translator import AttentiveTranslator
-from captioning.models.base import CaptionModel, Output, Step, pick, real_steps
+from captioning.models.base import CaptionModel, Output, Step, attention_entropy, pick, real_steps
 from captioning.models.encoder import (
     Encoder,
     FeatureProjection,
@@ -46,5 +46,6 @@ __all__ = [
     "UpDown",
     "fit_standardization",
     "pick",
+    "attention_entropy",
     "real_steps",
 ]

@@ -51,12 +51,14 @@ class CaptionModel(nn.Module, ABC):
         output: the module whose last linear layer scores the words.
         samples_attention: whether training samples regions, so that no gradient of the words reaches the
             attention.
+        attends_to_regions: whether `Step.attention` is there.
         predicts_topics: whether the memory has `topic_logits` and `attribute_logits`.
     """
 
     vocabulary_size: int
     output: Any
     samples_attention: bool = False
+    attends_to_regions: bool = True
     predicts_topics: bool = False
 
     @abstractmethod
@@ -129,6 +131,18 @@ class CaptionModel(nn.Module, ABC):
 def real_steps(tokens: Tensor) -> Tensor:
     """Return (B, T) bool: True at input words that have a next word, so not at END and PAD."""
     return (tokens != PAD) & (tokens != END)
+
+
+def attention_entropy(attention: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the entropy (B, T) of maps (B, T, R), as a share of the greatest over real regions (B, R).
+
+    It is 0 for an image of a single region.
+    """
+    maps = attention.float()
+    # The derivative of x log x is infinite at 0, where padded regions are.
+    entropy = -(maps * maps.clamp(min=1e-9).log()).sum(-1)
+    regions = maps.new_full((len(maps), 1), maps.shape[-1]) if mask is None else mask.sum(1, keepdim=True)
+    return entropy / regions.clamp(min=2).log()
 
 
 def pick(tree: Tree, index: Any) -> Tree:

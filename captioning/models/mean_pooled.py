@@ -24,6 +24,8 @@ class MeanPooled(RecurrentModel):
         dropout: probability, on the LSTM's inputs and before the head.
     """
 
+    attends_to_regions = False
+
     def __init__(
         self, *, encoder: Encoder, vocabulary_size: int, embedding_dim: int, hidden_dim: int, dropout: float
     ) -> None:

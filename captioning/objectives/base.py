@@ -41,6 +41,8 @@ class Objective(ABC):
 
     # Whether training from random weights is pointless, so that a run warns where it starts from none.
     needs_trained_model: ClassVar[bool] = False
+    # Whether the loss has a term of the attention over regions.
+    needs_attention: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
@@ -50,8 +52,14 @@ class Objective(ABC):
         """Refuse a model or data that this objective cannot train with.
 
         Raises:
-            InputError: here, a model with sampled attention, which no gradient of a likelihood reaches.
+            InputError: here, a model with sampled attention, which no gradient of a likelihood reaches, or
+                without the attention that the objective needs.
         """
+        if self.needs_attention and not model.attends_to_regions:
+            raise InputError(
+                f"{type(self).__name__} needs a model with attention over regions, and this "
+                f"{type(model).__name__} has none; choose objective=cross_entropy, or another model"
+            )
         if model.samples_attention:
             raise InputError(
                 f"{type(self).__name__} cannot train hard attention, which would stay as it was initialised; "

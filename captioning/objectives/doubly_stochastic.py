@@ -30,6 +30,8 @@ class DoublyStochastic(Objective):
         InputError: another target.
     """
 
+    needs_attention = True
+
     def __init__(self, *, weight: float, target: str, cross_entropy: CrossEntropy) -> None:
         if target not in ("one", "length"):
             raise InputError(f"objective.target is {target!r}; it is one or length")
@@ -37,7 +39,9 @@ class DoublyStochastic(Objective):
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `coverage`, the term before its weight, as a mean over captions."""
-        return self.of_output(model, batch, model(batch.features, batch.tokens[:, :-1], batch.mask))
+        return self.of_output(
+            model, batch, model(batch.features, self.cross_entropy.inputs(batch), batch.mask)
+        )
 
     def of_output(self, model: CaptionModel, batch: Batch, output: Output) -> Terms:
         """Compute the loss from a model's output, for objectives that add a term to it."""
@@ -52,13 +56,8 @@ class DoublyStochastic(Objective):
         )
 
     def coverage(self, output: Output, batch: Batch) -> Tensor:
-        """Compute the mean over captions of sum_i (target - sum_t alpha_ti)^2.
-
-        Raises:
-            InputError: the model has no attention.
-        """
-        if output.attention is None:
-            raise InputError("the coverage term needs a model with attention over regions")
+        """Compute the mean over captions of sum_i (target - sum_t alpha_ti)^2."""
+        assert output.attention is not None  # see `check`
         total = output.attention.sum(1)  # (B, R)
         mask = torch.ones_like(total, dtype=torch.bool) if batch.mask is None else batch.mask
         target = torch.ones_like(total)

@@ -2,18 +2,15 @@
 
     loss = cross-entropy + weight * mean over words of H(alpha_t) / log R
 
-The cross-entropy alone is content with attention that spreads over many regions, as long as the words can be
-told from the mixture (measured in notebooks/2_attention). A penalty on the entropy is our own choice of a
-common regulariser; hard attention (Xu et al. 2015) has it with the opposite sign, to keep exploring.
+R is the number of regions of the image at hand, without padding. The cross-entropy alone is content with
+attention that spreads over many regions, as long as the words can be told from the mixture (measured in
+notebooks/2_attention). A penalty on the entropy is our own choice of a common regulariser; hard attention (Xu
+et al. 2015) has it with the opposite sign, to keep exploring.
 """
-
-import math
-
-from torch import Tensor
 
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
-from captioning.models.base import CaptionModel, real_steps
+from captioning.models.base import CaptionModel, attention_entropy, real_steps
 from captioning.objectives.base import Objective, Terms
 from captioning.objectives.cross_entropy import CrossEntropy
 
@@ -29,34 +26,20 @@ class FocusedAttention(Objective):
         InputError: a negative weight.
     """
 
+    needs_attention = True
+
     def __init__(self, *, weight: float, cross_entropy: CrossEntropy) -> None:
         if weight < 0:
             raise InputError(f"objective.weight is {weight}; needed is a number from 0")
         self.weight, self.cross_entropy = weight, cross_entropy
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
-        """Compute the loss; logs `entropy`, the term before its weight.
-
-        Raises:
-            InputError: the model has no attention.
-        """
+        """Compute the loss; logs `entropy`, the term before its weight."""
         inputs = self.cross_entropy.inputs(batch)
         output = model(batch.features, inputs, batch.mask)
-        if output.attention is None:
-            raise InputError(
-                "objective=focused_attention needs a model with attention over regions; choose "
-                "objective=cross_entropy"
-            )
+        assert output.attention is not None  # see `check`
         terms = self.cross_entropy.of_output(model, batch, output)
-        entropy = mean_entropy(output.attention[real_steps(inputs)])
+        entropy = attention_entropy(output.attention, batch.mask)[real_steps(inputs)].mean()
         scaled = self.cross_entropy.normalise(entropy * terms.num_words, terms.num_words, len(inputs))
         logged = {**terms.logged, "entropy": entropy.detach()}
         return terms._replace(loss=terms.loss + self.weight * scaled, logged=logged)
-
-
-def mean_entropy(attention: Tensor) -> Tensor:
-    """Compute the mean entropy of maps (N, R) as a share of the greatest possible; 0 for a single region."""
-    maps = attention.float()
-    # The derivative of x log x is infinite at 0, where masked regions are.
-    entropy = -(maps * maps.clamp(min=1e-9).log()).sum(-1).mean()
-    return entropy / math.log(max(2, maps.shape[-1]))

@@ -49,7 +49,7 @@ class ScheduledSampling(Objective):
     @torch.no_grad()
     def mix(self, model: CaptionModel, batch: Batch) -> Tensor:
         """Return the input words (B, T), a share of them replaced by words drawn from the model."""
-        inputs = batch.tokens[:, :-1].clone()
+        inputs = self.cross_entropy.inputs(batch).clone()
         replaced = (torch.rand(inputs.shape, device=inputs.device) < self.share) & real_steps(inputs)
         replaced[:, 0] = False
         if not replaced.any():

@@ -43,6 +43,8 @@ class TopicSupervision(Objective):
             function of documents, see `TopicModel`.
     """
 
+    needs_attention = True
+
     def __init__(
         self,
         *,
@@ -80,7 +82,8 @@ class TopicSupervision(Objective):
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `topic_kl` in nats and `attribute_nll` in nats, summed over attributes."""
-        output = model(batch.features, batch.tokens[:, :-1], batch.mask)
+        cross_entropy = self.captions.cross_entropy
+        output = model(batch.features, cross_entropy.inputs(batch), batch.mask)
         memory = output.memory
         terms = self.captions.of_output(model, batch, output)
         theta, present = self._targets(batch, model, memory.topic_logits.shape[1])
@@ -91,9 +94,8 @@ class TopicSupervision(Objective):
         ).sum(1).mean()  # fmt: skip
         supervision = self.topic_weight * kl + self.attribute_weight * attributes  # mean over captions
         num_captions = len(batch.tokens)
-        normalise = self.captions.cross_entropy.normalise
         return Terms(
-            terms.loss + normalise(supervision * num_captions, terms.num_words, num_captions),
+            terms.loss + cross_entropy.normalise(supervision * num_captions, terms.num_words, num_captions),
             terms.num_words,
             {**terms.logged, "topic_kl": kl.detach(), "attribute_nll": attributes.detach()},
         )

@@ -250,11 +250,18 @@ def starting_point(config: DictConfig, resume: Path | None) -> dict[str, Any] | 
 
 
 def refuse_other_parts(config: DictConfig, start: dict[str, Any]) -> None:
-    """Refuse to resume a run with another objective, optimizer or schedule than its checkpoint was made with.
+    """Refuse to resume a run with another objective, optimizer, schedule or averaging than it was begun with.
 
     Raises:
         InputError: of another class; other options, such as the rate, may be given.
     """
+    averaged = "current_model_state" in start  # where Lightning keeps the weights beside their average
+    if averaged != bool(config.averaging):
+        raise InputError(
+            f"resume={config.resume} was trained with{'' if averaged else 'out'} averaged weights; give "
+            f"averaging={'exponential' if averaged else 'none'}, or start_from= to begin another training "
+            "with its weights and words"
+        )
     for part in ("objective", "optimizer", "scheduler"):
         before, now = (
             str(options.get("_target_", "none")).rpartition(".")[2]

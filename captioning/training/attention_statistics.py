@@ -8,8 +8,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
+
+from captioning.models.base import attention_entropy
 
 UNIFORM = 0.995  # share of the greatest possible entropy above which attention counts as even
 STILL = 0.01  # mean total variation of successive maps (0 to 1) below which they count as the same
@@ -35,7 +36,7 @@ def attention_statistics(attention: Tensor, mask: Tensor | None = None) -> Atten
     maps = attention.float()
     regions = maps.new_full((len(maps), 1), maps.shape[-1]) if mask is None else mask.sum(1, keepdim=True)
     counted = (maps.sum(-1) > 0) & (regions > 1)  # (B, T)
-    shares = torch.special.entr(maps).sum(-1) / regions.float().log().clamp(min=1e-6)
+    shares = attention_entropy(attention, mask)
     distances = (maps[:, 1:] - maps[:, :-1]).abs().sum(-1) / 2
     shares, distances = shares[counted], distances[counted[:, 1:]]
     return AttentionStatistics(

@@ -1,6 +1,7 @@
 """Averaged weights (Polyak and Juditsky 1992): an exponential moving average of them over the steps.
 
 The average is what is validated, chosen by and kept as a checkpoint's weights; training goes on with its own.
+The captions that are logged after an epoch (`SampleCaptions`) are written with these, not with the average.
 """
 
 from typing import Any

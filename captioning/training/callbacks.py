@@ -59,6 +59,8 @@ def tolerate(part: Any, methods: Iterable[str]) -> None:
 class SampleCaptions(Callback):
     """Captions a few images after every epoch, once its checkpoint is written; every logger gets them.
 
+    With averaged weights they are of the weights in training, unlike `val/*` and the checkpoints.
+
     Args:
         num_images: how many of each split; 0 for none.
         draw: draws a picture's attention, called as `captioning.evaluation.attention_figure`.
