@@ -214,21 +214,18 @@ for (name, _), captions in found.items():
 display(Markdown("\n".join(rows)))
 
 # %% [markdown]
-# Look at the post's model, at the *kind* of the shape that is named first. It says "a red square" and looks at the green circle about as
-# often as at the red square, though it gets *square* right. How?
-#
-# Its question is $h_{t-1}$, computed before $y_{t-1}$ was read. When attention looks for the kind, it does not know which colour
-# was just said: in training it was red in one sentence and green in the next. So it must look at both, and the GRU, which
-# *does* read the colour, picks the right kind out of the mixture. The words are right. The look is not evidence for them.
-#
-# In the families that ask *after* reading the last word (adaptive, two-level, multi-head) attention knows what was said. The post's
-# model can be mended likewise, with one matrix: $z_t = \mathrm{attention}(h_{t-1} + W_y E y_{t-1};\, a)$. That is
+# The post's question is $h_{t-1}$, computed before $y_{t-1}$ was read: when attention looks for the kind, it does not know which colour was
+# just said, only which shape it was about to name. The families that ask *after* reading the last word (adaptive, two-level,
+# multi-head) know it. The post's model can be given it with one matrix, $z_t = \mathrm{attention}(h_{t-1} + W_y E y_{t-1};\, a)$: that is
 # `model.word_query`, a `torch.nn.Linear` from a word's vector to the state's size, and nothing if it is `null`, as in the post.
 #
-# Attention can also be right too seldom because it is too wide: the loss is content with a mixture of many cells as long as the words can be
-# told from it, and the GRU remembers what it saw at the words before. Nothing asks that the look go with the word. So ask for it: add to the
-# loss the entropy of the maps, as a share of the greatest possible, times 0.1 (`objective=focused_attention`, what the toy experiment
-# trains with).
+# Does that make it look better? Compare *first: kind* of the two rows. It says "a red square", gets *square* right, and
+# looks elsewhere. How? It saw the kind already while it looked for the colour, the GRU remembers it, and so attention is free to look
+# for what comes next. The words are right; the look is not evidence for them. The loss asks for the words only, and is content
+# with a mixture of many cells as long as they can be told from it.
+#
+# So ask for it: add to the loss the entropy of the maps, as a share of the greatest possible, times 0.1
+# (`objective=focused_attention`, what the toy experiment trains with).
 
 # %%
 MENDED = {
