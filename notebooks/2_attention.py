@@ -229,8 +229,8 @@ display(Markdown("\n".join(rows)))
 
 # %%
 MENDED = {
-    "as posted, focused": ["model=gru_attention_small", "model.word_query=null", "objective=focused_attention"],
-    "asking with the last word, focused": ["model=gru_attention_small", "objective=focused_attention"],
+    "as posted and focused": ["model=gru_attention_small", "model.word_query=null", "objective=focused_attention"],
+    "asking with the last word and focused": ["model=gru_attention_small", "objective=focused_attention"],
 }
 focused = {name: caption_test(train(name, options, SEEDS[0])) for name, options in MENDED.items()}
 rows = ["| attention | pointing | " + " | ".join(CASES) + " |", "|---" * 6 + "|"]

@@ -68,4 +68,4 @@ def test_the_command_writes_a_result_file(
     references = {r.image_id: r.captions for r in toy_data.split("val")}
     captions = {str(entry["image_id"]): entry["caption"] for entry in entries}
     assert captions.keys() == references.keys()
-    assert score_all(("bleu",), captions, references)["bleu_1"].corpus > 0.2
+    assert score_all(("bleu",), captions, references)["bleu_1"].corpus > 0.1

@@ -29,7 +29,9 @@ def folder(toy_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -
         f"save_dir: {folder}, name: '', version: tensorboard}}"
     )
     options = [*toy_overrides, *extra, tensorboard, "num_samples=1", "trainer.log_every_n_steps=1"]
-    run(options, folder, "trainer.max_epochs=2", "scheduler=warmup_cosine")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_CONSOLE", "off")  # or W&B would go on listening to the tests after this one
+        run(options, folder, "trainer.max_epochs=2", "scheduler=warmup_cosine")
     return folder
 
 

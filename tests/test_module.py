@@ -263,7 +263,7 @@ def test_resuming_with_another_model_is_refused(
         ),
         (
             "objective=doubly_stochastic",
-            "was trained with objective CrossEntropy, found DoublyStochastic; give that objective= again, or "
+            "was trained with objective FocusedAttention, found DoublyStochastic; give that objective= again, or "
             "start_from=",
         ),
     ],

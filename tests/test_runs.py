@@ -78,7 +78,8 @@ def differences(one: Any, other: Any, name: str = "") -> list[str]:
         return [found for pair in pairs for found in differences(*pair)]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return [found for pair in zip(one, other, strict=True) for found in differences(*pair, name)]
-    return [] if one == other else [name]
+    both_nan = one != one and other != other  # a score of nothing, such as where no word could point
+    return [] if one == other or both_nan else [name]
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,8 @@ def test_checkpoints_are_written_every_so_many_steps(
         every.fit()
     content = checkpoint_of(tmp_path / "a")
     assert content["global_step"] == 9 and content["CaptionDataModule"]["batch"] == 1
-    assert "weights_only" not in caplog.text  # Lightning would say so of each file
+    # Lightning would say so of each file.
+    assert not [record for record in caplog.records if record.getMessage().startswith("`weights_only`")]
     prepare(exact, tmp_path / "b", f"resume={tmp_path / 'a'}").fit()
     assert not differences(checkpoint_of(unbroken), checkpoint_of(tmp_path / "b"))
 

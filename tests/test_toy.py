@@ -2,6 +2,7 @@
 
 import random
 import re
+from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -117,8 +118,10 @@ def test_existing_files_are_never_replaced(tmp_path: Path) -> None:
 
 
 def test_processes_that_draw_the_same_set_at_once_agree(tmp_path: Path) -> None:
-    with get_context("fork").Pool(3) as pool:
-        pool.starmap(draw_toy, [(tmp_path / "a", {"train": 4}, 1)] * 3)
+    # No multiprocessing.Pool: it ends its processes by a signal that a test before may have taught them to ignore.
+    with ProcessPoolExecutor(3, mp_context=get_context("fork")) as pool:
+        for drawing in [pool.submit(draw_toy, tmp_path / "a", {"train": 4}, 1) for _ in range(3)]:
+            drawing.result()
     assert len(read_toy(tmp_path / "a", {"train": 4}, seed=1)) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
