@@ -184,8 +184,9 @@ class CaptioningModule(LightningModule):
         statistics = pool(found.attention)
         self.log("val/attention_entropy", statistics.entropy)
         self.log("val/attention_change", statistics.change)
-        if (pointing := pool_pointing(found.pointing)).words:
-            self.log("val/attention_pointing", pointing.score)
+        if getattr(getattr(self.trainer, "datamodule", None), "places", None) is not None:
+            # NaN where no word could point: else the trainer goes on showing the value of an epoch before.
+            self.log("val/attention_pointing", pool_pointing(found.pointing).score)
         message = describe_collapse(statistics)
         if message and not self._collapsed:
             log.warning(

@@ -122,12 +122,12 @@ def sources(folder: Path) -> list[Source]:
     drawn = lambda p: len(sample(partial(read_coco, p, "i", "train"))) > 0  # noqa: E731
     add("sample", "c.json", coco(), drawn, (*caption, "file_name"))
     toy = {**coco(), "info": {"seed": 0}}
-    made = {"version": 2, "scenes": {"train": 3}, "seed": 0}
-    write("toy", "made.json", json.dumps(made))
+    drawn_with = {"version": 2, "scenes": {"train": 3}, "seed": 0}
+    write("toy", "made.json", json.dumps(drawn_with))
     read = partial(read_toy, scenes={"train": 3}, seed=0)
     add("toy", "captions_train.json", toy, lambda p: outline(read(p.parent)), (*caption, "file_name"))
     write("toy made", "captions_train.json", json.dumps(toy))
-    add("toy made", "made.json", made, lambda p: outline(read(p.parent)))
+    add("toy made", "made.json", drawn_with, lambda p: outline(read(p.parent)))
 
     tokens = "".join(f"{i}.jpg#{n}\ta dog {n} of {i}\n" for i in (7, 8, 9) for n in (0, 1))
     for name in ("flickr", "flickr list"):
