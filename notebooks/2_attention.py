@@ -224,7 +224,7 @@ display(Markdown("\n".join(rows)))
 # for what comes next. The words are right; the look is not evidence for them. The loss asks for the words only, and is content
 # with a mixture of many cells as long as they can be told from it.
 #
-# So ask for it: add to the loss the entropy of the maps, as a share of the greatest possible, times 0.1
+# So ask for it: add to the loss the entropy of the maps, as a share of the greatest possible, times 0.03
 # (`objective=focused_attention`, what the toy experiment trains with).
 
 # %%
