@@ -78,8 +78,7 @@ def differences(one: Any, other: Any, name: str = "") -> list[str]:
         return [found for pair in pairs for found in differences(*pair)]
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return [found for pair in zip(one, other, strict=True) for found in differences(*pair, name)]
-    both_nan = one != one and other != other  # a score of nothing, such as where no word could point
-    return [] if one == other or both_nan else [name]
+    return [] if one == other else [name]
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +145,7 @@ def test_checkpoints_are_written_every_so_many_steps(
     content = checkpoint_of(tmp_path / "a")
     assert content["global_step"] == 9 and content["CaptionDataModule"]["batch"] == 1
     # Lightning would say so of each file.
-    assert not [record for record in caplog.records if record.getMessage().startswith("`weights_only`")]
+    assert not [record for record in caplog.records if "weights_only" in record.getMessage()]
     prepare(exact, tmp_path / "b", f"resume={tmp_path / 'a'}").fit()
     assert not differences(checkpoint_of(unbroken), checkpoint_of(tmp_path / "b"))
 
