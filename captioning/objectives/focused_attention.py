@@ -2,9 +2,10 @@
 
     loss = cross-entropy + weight * mean over words of H(alpha_t) / log R
 
-R is the number of regions of the image at hand, without padding. Cross-entropy alone does not penalise attention that is spread over many regions, provided the words can be
-predicted from the weighted mean (measured in notebooks/2_attention). The entropy penalty is our own choice of
-a common regulariser; hard attention (Xu et al. 2015) uses it with the opposite sign, to keep exploring.
+R is the number of regions of the image at hand, without padding. Cross-entropy alone does not penalise
+attention spread over many regions, provided the words can be predicted from the weighted mean (measured in
+notebooks/2_attention). The entropy penalty is our own choice of a common regulariser; hard attention
+(Xu et al. 2015) uses it with the opposite sign, to keep exploring.
 """
 
 from captioning.data.dataset import Batch
