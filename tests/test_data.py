@@ -89,6 +89,15 @@ class TestBatches:
         assert torch.equal(batch.features[0], torch.from_numpy(data.cache.read([record.image_id])[0]))
         assert batch.features.dtype == torch.float16 and batch.mask is None
 
+    def test_captions_can_share_the_image_that_they_describe(self, features: Path) -> None:
+        data = build(RECORDS, features)
+        shared = data.captions("train", share_images=True).__getitems__([7, 0, 5])
+        alone = data.captions("train").__getitems__([7, 0, 5])
+        assert shared.rows is not None and shared.rows.tolist() == [0, 1, 0] and len(shared.features) == 2
+        assert torch.equal(shared.features[shared.rows], alone.features)
+        assert torch.equal(shared.tokens, alone.tokens)
+        assert (shared.image_ids, shared.references) == (alone.image_ids, alone.references)
+
     def test_the_mask_is_true_at_real_regions(self, tmp_path: Path) -> None:
         counts = [1 + i % REGIONS for i in range(len(RECORDS))]
         ids = [record.image_id for record in RECORDS]
@@ -126,6 +135,21 @@ class TestBuckets:
             assert len(batches) == len(buckets)
             epochs.append(batches)
         assert epochs[0] == epochs[2] != epochs[1]
+
+    def test_captions_of_an_image_stay_together(self) -> None:
+        images = [0] * 7 + [1] * 5 + [2] * 2 + [3 + i // 5 for i in range(50)]
+        buckets = LengthBuckets([5] * 64, 15, seed=0, pool=2, images=images, per_image=5)
+        epochs = []
+        for epoch in range(2):
+            buckets.set_epoch(epoch)
+            epochs.append(list(buckets))
+            assert sorted(item for batch in epochs[-1] for item in batch) == list(range(64))
+            assert len(epochs[-1]) == len(buckets) == 5  # 14 groups, three a batch
+            assert all(len({images[item] for item in batch}) <= 3 for batch in epochs[-1])
+        assert epochs[0] != epochs[1]
+        pairs = [{item for item in batch if images[item] == 0} for epoch in epochs for batch in epoch]
+        assert {len(pair) for pair in pairs} <= {0, 2, 5, 7}
+        assert len({frozenset(pair) for pair in pairs if len(pair) == 5}) > 1, "always the same five of seven"
 
     def test_they_waste_little_padding(self) -> None:
         lengths = [8 + (i * 7919) % 13 for i in range(4000)]
@@ -197,6 +221,14 @@ class TestDataModule:
             (
                 {"vocabulary": Vocabulary(SPECIAL_WORDS, Characters()), "tokenizer": Words()},
                 "are made of characters, found words; give data/tokenizer=characters",
+            ),
+            (
+                {"captions_per_image": 5},
+                "captions_per_image is 5; it must be at least 1, and divide data.batch_size=16",
+            ),
+            (
+                {"captions_per_image": 4, "train_on": "images"},
+                "captions_per_image=4 goes with data.train_on=captions",
             ),
             ({"max_words": 0}, "max_words is 0; it must be at least 1, or null"),
             (

@@ -65,6 +65,21 @@ def test_loss_and_every_gradient_equal_step_by_step(family: str, ragged: Batch) 
         )
 
 
+def test_captions_that_share_an_image_equal_captions_of_copies(family: str, ragged: Batch) -> None:
+    rows = torch.tensor([2, 0, 2, 1])
+    assert ragged.mask is not None
+    shared = ragged._replace(rows=rows)
+    copies = ragged._replace(features=ragged.features[rows], mask=ragged.mask[rows])
+    results = []
+    for batch in (shared, copies):
+        model = build(family)
+        loss = CrossEntropy()(model, batch).loss
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
 def test_padded_words_change_neither_loss_nor_gradients(family: str, ragged: Batch) -> None:
     longer = ragged._replace(tokens=functional.pad(ragged.tokens, (0, 3), value=PAD))
     results = []

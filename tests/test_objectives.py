@@ -30,6 +30,7 @@ from captioning.objectives import (
     CrossEntropy,
     DoublyStochastic,
     FocusedAttention,
+    Objective,
     Reinforce,
     ScheduledSampling,
     SelfCritical,
@@ -73,7 +74,9 @@ def test_label_smoothing_is_torchs() -> None:
 class InputsAsHidden(Fixed):
     """Hands its input words on as hidden vectors."""
 
-    def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
+    def forward(
+        self, features: Tensor, tokens: Tensor, mask: Tensor | None = None, rows: Tensor | None = None
+    ) -> Output:
         self.inputs = tokens
         return super().forward(features, tokens, mask)
 
@@ -131,7 +134,9 @@ class GivenAttention(Fixed):
         super().__init__(PROBABILITIES)
         self.attention = attention
 
-    def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
+    def forward(
+        self, features: Tensor, tokens: Tensor, mask: Tensor | None = None, rows: Tensor | None = None
+    ) -> Output:
         return Output(torch.zeros(*tokens.shape, 1), self.attention, features)
 
 
@@ -262,7 +267,9 @@ class TestReinforce:
         log_prob = torch.zeros(2, 1, requires_grad=True)
 
         class GivenExtras(Fixed):
-            def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
+            def forward(
+                self, features: Tensor, tokens: Tensor, mask: Tensor | None = None, rows: Tensor | None = None
+            ) -> Output:
                 extras = {
                     "location_log_prob": log_prob.expand(-1, tokens.shape[1]),
                     "entropy": torch.zeros(2, tokens.shape[1]),
@@ -279,7 +286,9 @@ class TestReinforce:
         log_prob, entropy = (torch.zeros(2, 3, requires_grad=True) for _ in range(2))
 
         class GivenExtras(Fixed):
-            def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
+            def forward(
+                self, features: Tensor, tokens: Tensor, mask: Tensor | None = None, rows: Tensor | None = None
+            ) -> Output:
                 extras = {"location_log_prob": log_prob, "entropy": entropy}
                 return Output(torch.zeros(*tokens.shape, 1), None, features, extras)
 
@@ -625,7 +634,9 @@ def sampling(share: float) -> ScheduledSampling:
 class Successor(Fixed):
     """Predicts after each word the one with the next id."""
 
-    def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
+    def forward(
+        self, features: Tensor, tokens: Tensor, mask: Tensor | None = None, rows: Tensor | None = None
+    ) -> Output:
         return Output(tokens[..., None].float(), None, features, {})
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -809,3 +820,31 @@ def test_all_terms_of_a_loss_are_divided_alike(name: str, ragged: Batch) -> None
         terms = objective(model, ragged)
         losses[normalisation] = terms.loss.item()
     assert losses["per_token"] * terms.num_words == pytest.approx(losses["per_caption"] * 4, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        CrossEntropy(label_smoothing=0.1),
+        DoublyStochastic(weight=1.0, target="length", cross_entropy=CrossEntropy()),
+        FocusedAttention(weight=1.0, cross_entropy=CrossEntropy()),
+        ShiftedTargets(max_words=4, cross_entropy=CrossEntropy()),
+        ScheduledSampling(step=0.5, every=1, most=0.5, cross_entropy=CrossEntropy()),
+        Reinforce(reward_weight=1.0, entropy_weight=0.01, reward="own", baseline="expected"),
+    ],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_captions_that_share_an_image_have_the_loss_of_captions_of_copies(objective: Objective) -> None:
+    family = "show_attend_tell_hard" if isinstance(objective, Reinforce) else "show_attend_tell"
+    rows, batch = torch.tensor([1, 0, 1, 0]), batch_of([[4, 5, 6], [7, 3], [8, 9], [6]], counts=[5, 3, 4, 1])
+    assert batch.mask is not None
+    losses = []
+    for each in (
+        batch._replace(features=batch.features[:2], mask=batch.mask[:2], rows=rows),
+        batch._replace(features=batch.features[rows], mask=batch.mask[rows]),
+    ):
+        model = build(family).train(family == "show_attend_tell_hard")
+        objective.begin_epoch(3)
+        torch.manual_seed(0)
+        losses.append(objective(model, each).loss)
+    torch.testing.assert_close(*losses)

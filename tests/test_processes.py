@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from captioning import processes
-from captioning.data.dataset import SharedBatches
+from captioning.data.samplers import SharedBatches
 from captioning.errors import InputError
 from captioning.metrics.pointing import Pointing, pool_pointing
 from captioning.processes import (

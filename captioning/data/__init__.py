@@ -3,10 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from captioning.data.annotations import read_coco, read_coco_splits, read_flickr, read_karpathy
-from captioning.data.dataset import Batch, CaptionDataset, ImageDataset, LengthBuckets, collate
+from captioning.data.dataset import Batch, CaptionDataset, ImageDataset, collate
 from captioning.data.pairs import read_pairs
 from captioning.data.places import InstancePlaces, ToyPlaces
 from captioning.data.records import Annotated
+from captioning.data.samplers import LengthBuckets
 from captioning.data.subsample import sample_captions
 from captioning.data.topics import TopicModel
 from captioning.data.toy import draw_toy, read_toy

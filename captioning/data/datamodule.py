@@ -11,15 +11,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from captioning.data.dataset import (
-    CaptionDataset,
-    ImageDataset,
-    LengthBuckets,
-    SharedBatches,
-    collate,
-)
+from captioning.data.dataset import CaptionDataset, ImageDataset, collate
 from captioning.data.places import Places
 from captioning.data.records import Annotated, one_picture_per_id
+from captioning.data.samplers import LengthBuckets, SharedBatches
 from captioning.data.summary import log_same_content, log_summary, log_words
 from captioning.errors import InputError
 from captioning.features.cache import FeatureCache, check_provenance
@@ -52,6 +47,8 @@ class CaptionDataModule(LightningDataModule):
         num_workers: loader processes.
         seed: seeds the shuffling.
         bucket_pool: batches among which captions are sorted by length; 1 for plain shuffling.
+        captions_per_image: captions of an image that a batch keeps together; it encodes the image once for
+            them, see `LengthBuckets`. Divides `batch_size`.
         train_on: `captions`, or `images` for self-critical training (each image once an epoch).
         prepare: makes the data set where it does not exist; called once per machine by `prepare_data`.
         check: compare features with their checksums when they are first read.
@@ -78,6 +75,7 @@ class CaptionDataModule(LightningDataModule):
         num_workers: int,
         seed: int,
         bucket_pool: int,
+        captions_per_image: int = 1,
         vocabulary_splits: Sequence[str] = ("train",),
         train_on: str = "captions",
         tokenizer: Tokenizer | None = None,
@@ -93,7 +91,7 @@ class CaptionDataModule(LightningDataModule):
         self.name, self.reader, self.features_path = name, reader, Path(features_path)
         self.vocabulary_size, self.min_count, self.max_words = vocabulary_size, min_count, max_words
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
-        self.seed, self.bucket_pool = seed, bucket_pool
+        self.seed, self.bucket_pool, self.captions_per_image = seed, bucket_pool, captions_per_image
         self.vocabulary_splits, self.train_on = tuple(vocabulary_splits), train_on
         self.prepare, self.check, self.provenance = prepare, check, provenance or {}
         self.feature_splits, self.places = tuple(feature_splits), places
@@ -111,6 +109,16 @@ class CaptionDataModule(LightningDataModule):
             raise InputError(
                 f"data.batch_size={self.batch_size} and eval_batch_size={self.eval_batch_size} must be at "
                 "least 1"
+            )
+        if self.captions_per_image < 1 or self.batch_size % self.captions_per_image:
+            raise InputError(
+                f"data.captions_per_image is {self.captions_per_image}; it must be at least 1, and divide "
+                f"data.batch_size={self.batch_size}"
+            )
+        if self.captions_per_image > 1 and self.train_on == "images":
+            raise InputError(
+                f"data.captions_per_image={self.captions_per_image} goes with data.train_on=captions; with "
+                "images each comes once an epoch already"
             )
         if self.max_words is not None and self.max_words < 1:
             raise InputError(
@@ -173,10 +181,21 @@ class CaptionDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches in buckets of similar length; the same epoch always gives the same batches."""
-        data = self.captions("train") if self.train_on == "captions" else self.images("train")
-        lengths = data.lengths if isinstance(data, CaptionDataset) else [0] * len(data)
+        data: CaptionDataset | ImageDataset
+        if self.train_on == "captions":
+            data = self.captions("train", share_images=self.captions_per_image > 1)
+            lengths, images = data.lengths, data.images
+        else:
+            data = self.images("train")
+            lengths, images = [0] * len(data), []
         sampler = LengthBuckets(
-            lengths, self.batch_size, seed=self.seed, pool=self.bucket_pool, **self._share()
+            lengths,
+            self.batch_size,
+            seed=self.seed,
+            pool=self.bucket_pool,
+            images=images,
+            per_image=self.captions_per_image,
+            **self._share(),
         )
         sampler.go_on(**self._position)  # workers fetch before Lightning sets a resumed run's epoch
         self._position, self._sampler = {"epoch": self._position["epoch"]}, sampler
@@ -224,14 +243,20 @@ class CaptionDataModule(LightningDataModule):
         assert self.vocabulary is not None
         return ImageDataset(self.split(split), self.cache, self.vocabulary, without_captions=without_captions)
 
-    def captions(self, split: str) -> CaptionDataset:
-        """Return the captions of a split, each with its image.
+    def captions(self, split: str, *, share_images: bool = False) -> CaptionDataset:
+        """Return the captions of a split, each with its image; for `share_images` see `CaptionDataset`.
 
         Raises:
             InputError: there is no such split, or it has no captions.
         """
         assert self.vocabulary is not None
-        data = CaptionDataset(self.split(split), self.cache, self.vocabulary, max_words=self.max_words)
+        data = CaptionDataset(
+            self.split(split),
+            self.cache,
+            self.vocabulary,
+            max_words=self.max_words,
+            share_images=share_images,
+        )
         if not len(data):
             raise InputError(f"none of the {len(self.split(split))} {split} images has a caption")
         return data

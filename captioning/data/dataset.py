@@ -1,22 +1,20 @@
 """Batches: the one place where the shapes of what models are fed with are stated."""
 
-import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from captioning.data.records import Annotated
-from captioning.errors import InputError
 from captioning.features.cache import FeatureCache
 from captioning.vocabulary import PAD, Vocabulary
 
 
 class Batch(NamedTuple):
-    """B pictures with one caption each.
+    """B pictures with one caption each, or C captions that share B pictures.
 
     features: (B, R, D) float16 regions.
     mask: (B, R) True at real regions, or None where every image has all R.
@@ -24,6 +22,8 @@ class Batch(NamedTuple):
         `tokens[:, 1:]`.
     image_ids: B ids.
     references: all captions of each image as text, for rewards and scores.
+    rows: None where each picture has one caption. Otherwise (C,), the row of `features` and `mask` that each
+        caption describes; `tokens`, `image_ids` and `references` then have C rows.
     """
 
     features: Tensor
@@ -31,6 +31,12 @@ class Batch(NamedTuple):
     tokens: Tensor
     image_ids: list[str]
     references: list[tuple[str, ...]]
+    rows: Tensor | None = None
+
+    @property
+    def caption_mask(self) -> Tensor | None:
+        """The mask of each caption's picture."""
+        return self.mask if self.mask is None or self.rows is None else self.mask[self.rows]
 
 
 class _CachedDataset(Dataset):
@@ -45,15 +51,22 @@ class _CachedDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         raise NotImplementedError
 
-    def _batch(self, records: Sequence[Annotated], captions: Sequence[Sequence[int]]) -> Batch:
-        image_ids = [record.image_id for record in records]
+    def _batch(
+        self, records: Sequence[Annotated], captions: Sequence[Sequence[int]], *, share_images: bool = False
+    ) -> Batch:
+        all_ids = [record.image_id for record in records]
+        image_ids = list(dict.fromkeys(all_ids)) if share_images else all_ids
         features = torch.from_numpy(self.cache.read(image_ids))  # (B, R, D)
         mask = None
         if self.cache.varies_in_count:
             counts = torch.from_numpy(self.cache.counts(image_ids))  # (B,)
             mask = torch.arange(features.shape[1]) < counts[:, None]  # (B, R)
         tokens = pad_captions(captions)  # (B, T+1)
-        return Batch(features, mask, tokens, image_ids, [record.captions for record in records])
+        rows = None
+        if share_images:
+            row_of = {image_id: row for row, image_id in enumerate(image_ids)}
+            rows = torch.tensor([row_of[image_id] for image_id in all_ids])  # (C,)
+        return Batch(features, mask, tokens, all_ids, [record.captions for record in records], rows)
 
 
 class CaptionDataset(_CachedDataset):
@@ -64,6 +77,7 @@ class CaptionDataset(_CachedDataset):
         cache: their features.
         vocabulary: turns captions into ids.
         max_words: longer captions are cut to that many words and keep their END; None cuts none.
+        share_images: read an image that several captions of a batch describe once, see `Batch.rows`.
     """
 
     def __init__(
@@ -73,8 +87,10 @@ class CaptionDataset(_CachedDataset):
         vocabulary: Vocabulary,
         *,
         max_words: int | None,
+        share_images: bool = False,
     ) -> None:
         super().__init__(records, cache, vocabulary)
+        self.share_images = share_images
         self._items = [(row, text) for row, record in enumerate(self.records) for text in record.captions]
         self._tokens = [vocabulary.encode(text, max_words=max_words) for _, text in self._items]
 
@@ -86,6 +102,11 @@ class CaptionDataset(_CachedDataset):
         """Number of ids of each caption, START and END included."""
         return [len(tokens) for tokens in self._tokens]
 
+    @property
+    def images(self) -> list[int]:
+        """The image of each caption, as its position among the records."""
+        return [row for row, _ in self._items]
+
     def word_counts(self) -> Tensor:
         """Count how often each word is a target, END included and START not: (V,) float32."""
         targets = torch.tensor([word for tokens in self._tokens for word in tokens[1:]])
@@ -94,7 +115,9 @@ class CaptionDataset(_CachedDataset):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Build the batch of some captions."""
         return self._batch(
-            [self.records[self._items[i][0]] for i in indices], [self._tokens[i] for i in indices]
+            [self.records[self._items[i][0]] for i in indices],
+            [self._tokens[i] for i in indices],
+            share_images=self.share_images,
         )
 
 
@@ -140,122 +163,3 @@ def pad_captions(captions: Sequence[Sequence[int]]) -> Tensor:
 def collate(batch: Batch) -> Batch:
     """Return what `__getitems__` built: it already is a batch."""
     return batch
-
-
-class LengthBuckets(Sampler[list[int]]):
-    """Batches of captions of similar length, shuffled anew each epoch and reproducible for a given epoch.
-
-    Items are shuffled, sorted by length within pools of many batches, cut into batches, and the batches
-    shuffled: little padding, while every batch still mixes the whole data set.
-
-    Args:
-        lengths: length of each item.
-        batch_size: items per batch; the last one may be smaller.
-        seed: seeds the shuffling together with the epoch that Lightning sets.
-        pool: number of batches that are sorted together.
-        rank: index of this process among those that train together; each gets its share of the batches.
-        processes: number of processes that train together.
-    """
-
-    def __init__(
-        self,
-        lengths: Sequence[int],
-        batch_size: int,
-        *,
-        seed: int,
-        pool: int = 50,
-        rank: int = 0,
-        processes: int = 1,
-    ) -> None:
-        self.lengths, self.batch_size, self.seed, self.pool = list(lengths), batch_size, seed, pool
-        self.rank, self.processes = rank, processes
-        self.epoch = 0
-        self._trained = (0, 0)  # an epoch, and how many of its batches are left out
-
-    @property
-    def sampler(self) -> "LengthBuckets":
-        """Itself: Lightning sets the epoch of a batch sampler's `sampler` only."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the shuffle; Lightning calls this at the start of each epoch."""
-        self.epoch = epoch
-
-    def order(self) -> dict[str, int]:
-        """Return what, besides the epoch, decides which captions a batch holds."""
-        return {
-            "items": len(self.lengths),
-            "tokens": sum(self.lengths),
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-            "bucket_pool": self.pool,
-            "processes": self.processes,
-        }
-
-    def go_on(self, epoch: int, batch: int = 0, order: Mapping[str, int] | None = None) -> None:
-        """Choose an epoch and leave out those of its batches that a checkpoint has trained.
-
-        Args:
-            epoch: of the checkpoint.
-            batch: number of this epoch's batches that are trained.
-            order: what `order` returned then.
-
-        Raises:
-            InputError: inside an epoch whose batches are others than these.
-        """
-        before, now = dict(order or {}), self.order()
-        other = [key for key in now if before.get(key, now[key]) != now[key]]
-        if batch and other:
-            raise InputError(
-                f"resume= goes on inside an epoch, after batch {batch}, which was shuffled with "
-                f"{', '.join(f'{key} = {before[key]}' for key in other)} but this run has "
-                f"{', '.join(f'{key} = {now[key]}' for key in other)}; give the same data and options, or "
-                "resume=<run folder>/checkpoints/epoch<NN>.ckpt to go on after a whole epoch"
-            )
-        self.epoch, self._trained = epoch, (epoch, batch)
-
-    def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size) // self.processes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        # A generator, because Lightning creates the iterator before it sets the epoch.
-        generator = random.Random(f"{self.seed} {self.epoch}")
-        order = list(range(len(self.lengths)))
-        generator.shuffle(order)
-        # Sorting within pools only: sorting everything would put the same captions together every epoch.
-        span = self.pool * self.batch_size
-        for start in range(0, len(order), span):
-            order[start : start + span] = sorted(order[start : start + span], key=self.lengths.__getitem__)
-        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-        generator.shuffle(batches)
-        # Every process gets as many batches as the others, or those that have fewer would wait forever.
-        epoch, trained = self._trained
-        yield from batches[self.rank :: self.processes][trained if epoch == self.epoch else 0 : len(self)]
-
-
-class SharedBatches(Sampler[list[int]]):
-    """Batches in a fixed order, of which each process gets its share.
-
-    All get equally many, since they wait for each other: where the batches do not go round, the first ones
-    are dealt twice.
-
-    Args:
-        order: of the items.
-        batch_size: items per batch; the last one may be smaller.
-        rank: index of this process among those that share the batches.
-        processes: number of processes.
-
-    Attributes:
-        numbers: which of all batches this process gets, in its order.
-    """
-
-    def __init__(self, order: Sequence[int], batch_size: int, *, rank: int = 0, processes: int = 1) -> None:
-        self.batches = [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
-        rounds = -(-len(self.batches) // processes)
-        self.numbers = [(turn * processes + rank) % len(self.batches) for turn in range(rounds)]
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (self.batches[number] for number in self.numbers)

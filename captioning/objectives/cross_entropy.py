@@ -41,7 +41,7 @@ class CrossEntropy(Objective):
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `nll` in nats per word, without smoothing."""
-        return self.of_output(model, batch, model(batch.features, self.inputs(batch), batch.mask))
+        return self.of_output(model, batch, model(batch.features, self.inputs(batch), batch.mask, batch.rows))
 
     def inputs(self, batch: Batch) -> Tensor:
         """Return what the model reads, (B, T): START and all words but the last, some of them dropped."""

@@ -40,7 +40,7 @@ class DoublyStochastic(Objective):
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `coverage`, the term before its weight, as a mean over captions."""
         return self.of_output(
-            model, batch, model(batch.features, self.cross_entropy.inputs(batch), batch.mask)
+            model, batch, model(batch.features, self.cross_entropy.inputs(batch), batch.mask, batch.rows)
         )
 
     def of_output(self, model: CaptionModel, batch: Batch, output: Output) -> Terms:
@@ -59,7 +59,7 @@ class DoublyStochastic(Objective):
         """Compute the mean over captions of sum_i (target - sum_t alpha_ti)^2."""
         assert output.attention is not None  # see `check`
         total = output.attention.sum(1)  # (B, R)
-        mask = torch.ones_like(total, dtype=torch.bool) if batch.mask is None else batch.mask
+        mask = torch.ones_like(total, dtype=torch.bool) if batch.caption_mask is None else batch.caption_mask
         target = torch.ones_like(total)
         if self.target == "length":
             words = real_steps(batch.tokens[:, :-1]).sum(1)  # (B,)

@@ -36,10 +36,10 @@ class FocusedAttention(Objective):
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `entropy`, the term before its weight."""
         inputs = self.cross_entropy.inputs(batch)
-        output = model(batch.features, inputs, batch.mask)
+        output = model(batch.features, inputs, batch.mask, batch.rows)
         assert output.attention is not None  # see `check`
         terms = self.cross_entropy.of_output(model, batch, output)
-        entropy = attention_entropy(output.attention, batch.mask)[real_steps(inputs)].mean()
+        entropy = attention_entropy(output.attention, batch.caption_mask)[real_steps(inputs)].mean()
         scaled = self.cross_entropy.normalise(entropy * terms.num_words, terms.num_words, len(inputs))
         logged = {**terms.logged, "entropy": entropy.detach()}
         return terms._replace(loss=terms.loss + self.weight * scaled, logged=logged)

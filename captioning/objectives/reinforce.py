@@ -151,7 +151,7 @@ class Reinforce(Objective):
 
 def _word_nll(model: CaptionModel, batch: Batch) -> tuple[Tensor, Output]:
     """Return the negative log-likelihood of every word (B, T), 0 at padding, and the model's output."""
-    output = model(batch.features, batch.tokens[:, :-1], batch.mask)
+    output = model(batch.features, batch.tokens[:, :-1], batch.mask, batch.rows)
     logits, targets, real = score_words(model, batch, output)
     words = functional.cross_entropy(logits, targets, reduction="none")  # (words,)
     return torch.zeros_like(real, dtype=torch.float32).masked_scatter(real, words), output

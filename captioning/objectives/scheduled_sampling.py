@@ -44,7 +44,9 @@ class ScheduledSampling(Objective):
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         inputs = self.mix(model, batch)
-        return self.cross_entropy.of_output(model, batch, model(batch.features, inputs, batch.mask))
+        return self.cross_entropy.of_output(
+            model, batch, model(batch.features, inputs, batch.mask, batch.rows)
+        )
 
     @torch.no_grad()
     def mix(self, model: CaptionModel, batch: Batch) -> Tensor:
@@ -56,7 +58,7 @@ class ScheduledSampling(Objective):
             return inputs
         # The word at step t is drawn from the distribution at step t - 1.
         targets = replaced[:, 1:]  # (B, T-1)
-        output = model(batch.features, inputs, batch.mask)
+        output = model(batch.features, inputs, batch.mask, batch.rows)
         logits = model.head(output.hidden[:, :-1][targets]).float()  # (words, V)
         # An END inside would cut the caption.
         excluded = torch.tensor([PAD, START, END], device=logits.device)

@@ -83,7 +83,7 @@ class TopicSupervision(Objective):
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `topic_kl` in nats and `attribute_nll` in nats, summed over attributes."""
         cross_entropy = self.captions.cross_entropy
-        output = model(batch.features, cross_entropy.inputs(batch), batch.mask)
+        output = model(batch.features, cross_entropy.inputs(batch), batch.mask, batch.rows)
         memory = output.memory
         terms = self.captions.of_output(model, batch, output)
         theta, present = self._targets(batch, model, memory.topic_logits.shape[1])
