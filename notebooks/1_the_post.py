@@ -54,6 +54,7 @@ from hydra.utils import instantiate
 from IPython.display import Markdown, display
 
 from captioning import load
+from captioning.cli import silence_known_warnings
 from captioning.data.toy import is_true, read_scenes
 from captioning.features import read_image
 from captioning.files import CONF
@@ -61,6 +62,7 @@ from captioning.metrics import score_all
 from captioning.training import assemble, trace_shapes
 
 EXPERIMENT, EPOCHS = "toy", 6
+silence_known_warnings()  # of libraries, where there is nothing to act on
 if Path.cwd().name == "notebooks":
     os.chdir("..")  # data/ and runs/ lie beside notebooks/, as for the commands
 FAST = os.environ.get("CAPTIONING_NOTEBOOKS") == "fast"  # a few scenes and epochs, to test that the cells run

@@ -38,6 +38,7 @@ from hydra import compose, initialize_config_dir
 from IPython.display import Markdown, display
 
 from captioning import load
+from captioning.cli import silence_known_warnings
 from captioning.data import ToyPlaces, read_toy
 from captioning.data.toy import COLOURS, KINDS, is_true, read_scenes
 from captioning.features.grid import cell_boxes
@@ -45,6 +46,7 @@ from captioning.files import CONF
 from captioning.metrics.pointing import pool_pointing, score_pointing
 from captioning.training import assemble
 
+silence_known_warnings()  # of libraries, where there is nothing to act on
 if Path.cwd().name == "notebooks":
     os.chdir("..")  # data/ and runs/ lie beside notebooks/, as for the commands
 FAST = os.environ.get("CAPTIONING_NOTEBOOKS") == "fast"  # a few scenes and one epoch, to test that the cells run
