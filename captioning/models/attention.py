@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captioning.models.loop_linear import LoopLinear
+
 
 class Regions(NamedTuple):
     """What attention reads again for every word: values (B, R, D), keys (B, R, A) and mask (B, R) or None."""
@@ -49,7 +51,7 @@ class AdditiveAttention(nn.Module):
         self.key: nn.Module = nn.Linear(value_dim, attention_dim)
         if deep_keys:
             self.key = nn.Sequential(self.key, nn.Linear(attention_dim, attention_dim), nn.Tanh())
-        self.query = nn.Linear(query_dim, attention_dim)
+        self.query = LoopLinear(query_dim, attention_dim)
         self.score = nn.Linear(attention_dim, 1)
 
     def prepare(self, values: Tensor, mask: Tensor | None) -> Regions:
