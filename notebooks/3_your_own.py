@@ -56,9 +56,9 @@ FOLDER.mkdir(parents=True, exist_ok=True)
 
 # %%
 captioner = captioning.load()
-caption = captioner(PHOTOGRAPHS / "dog.jpg")  # a path, bytes, a PIL image, an array, or a list of them
+caption = captioner(PHOTOGRAPHS / "dog.jpg", num_best=3)  # a path, bytes, a PIL image, an array, or a list of them
 print(caption.text, f"({caption.log_prob:.1f} nats)")
-for text, log_prob in caption.alternatives[:3]:
+for text, log_prob in caption.alternatives:
     print("   or:", text, f"({log_prob:.1f} nats)")
 caption  # in a notebook a caption shows itself: hover over a word to see where the model looked
 
