@@ -2,11 +2,11 @@
 
     python -m benchmarks.training_step [--threads 2] [--repeats 7] [--words 7 12] [--photographs 64 13]
 
-At the post's sizes (64 regions of 2048, vocabulary 5,000), random numbers: 64 captions of 64 photographs and 65
-of 13, as with data.captions_per_image=5 data.batch_size=65; 9 to 14 ids a caption. All do forward, loss and
-backward; the references are those of `benchmarks.references`, the post's loop also padded to the 49 ids that
-the notebook behind it ships with; they encode a photograph for each caption. Repeats are interleaved, medians
-are printed.
+At the post's sizes (64 regions of 2048, vocabulary 5,000), random numbers: 64 captions of 64 photographs and
+65 of 13, as with data.captions_per_image=5 data.batch_size=65; 9 to 14 ids a caption. All do forward, loss
+and backward. The references are those of `benchmarks.references`, the post's loop also padded to the 49 ids
+that the notebook behind it ships with; they encode a photograph for each caption. Repeats are interleaved,
+medians are printed.
 """
 
 import argparse
