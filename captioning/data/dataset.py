@@ -1,6 +1,7 @@
 """Batches: the one place where the shapes of what models are fed with are stated."""
 
 import random
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from captioning.data.records import Annotated
 from captioning.errors import InputError
 from captioning.features.cache import FeatureCache
-from captioning.vocabulary import PAD, Vocabulary
+from captioning.vocabulary import PAD, START, Vocabulary
 
 
 class Batch(NamedTuple):
@@ -75,27 +76,33 @@ class CaptionDataset(_CachedDataset):
         max_words: int | None,
     ) -> None:
         super().__init__(records, cache, vocabulary)
-        self._items = [(row, text) for row, record in enumerate(self.records) for text in record.captions]
-        self._tokens = [vocabulary.encode(text, max_words=max_words) for _, text in self._items]
+        # The ids of all captions in one array: a list for each takes four times the memory.
+        words, ends = array("i"), array("q", [0])
+        for text in (text for record in self.records for text in record.captions):
+            words.extend(vocabulary.encode(text, max_words=max_words))
+            ends.append(len(words))
+        self._words, self._ends = np.array(words), np.array(ends)  # caption i ends at ends[i + 1]
+        counts = [len(record.captions) for record in self.records]
+        self._rows = np.repeat(np.arange(len(counts), dtype=np.int32), counts)  # record of each caption
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._rows)
 
     @property
     def lengths(self) -> list[int]:
         """Number of ids of each caption, START and END included."""
-        return [len(tokens) for tokens in self._tokens]
+        return np.diff(self._ends).tolist()
 
     def word_counts(self) -> Tensor:
         """Count how often each word is a target, END included and START not: (V,) float32."""
-        targets = torch.tensor([word for tokens in self._tokens for word in tokens[1:]])
-        return torch.bincount(targets, minlength=len(self.vocabulary)).float()
+        counts = np.bincount(self._words, minlength=len(self.vocabulary))
+        counts[START] = 0
+        return torch.from_numpy(counts).float()
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Build the batch of some captions."""
-        return self._batch(
-            [self.records[self._items[i][0]] for i in indices], [self._tokens[i] for i in indices]
-        )
+        captions = [self._words[self._ends[i] : self._ends[i + 1]] for i in indices]
+        return self._batch([self.records[self._rows[i]] for i in indices], captions)
 
 
 class ImageDataset(_CachedDataset):
