@@ -46,7 +46,7 @@ class _CachedDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         raise NotImplementedError
 
-    def _batch(self, records: Sequence[Annotated], captions: Sequence[Sequence[int]]) -> Batch:
+    def _batch(self, records: Sequence[Annotated], captions: Sequence[Sequence[int] | np.ndarray]) -> Batch:
         image_ids = [record.image_id for record in records]
         features = torch.from_numpy(self.cache.read(image_ids))  # (B, R, D)
         mask = None
@@ -136,7 +136,7 @@ class ImageDataset(_CachedDataset):
         return self._batch(records, [self.vocabulary.encode(record.captions[0]) for record in records])
 
 
-def pad_captions(captions: Sequence[Sequence[int]]) -> Tensor:
+def pad_captions(captions: Sequence[Sequence[int] | np.ndarray]) -> Tensor:
     """Pad id sequences to the longest: (B, T) int64."""
     padded = np.full((len(captions), max(map(len, captions))), PAD, dtype=np.int64)
     for row, caption in enumerate(captions):
