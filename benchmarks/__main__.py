@@ -27,6 +27,7 @@ SMALL = {  # options for a run of seconds; a program that is not here has none
     "cache": ["--rows", "64", "--repeats", "2"],
     "families": ["--repeats", "1"],
     "gpu": ["--tiny"],
+    "growth": ["--repeats", "1"],
     "metrics": ["--images", "500", "--repeats", "1"],
     "own_parts": ["--repeats", "3"],
     "self_critical": ["--repeats", "1", "--models", "gru_attention_flickr"],

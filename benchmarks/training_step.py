@@ -25,10 +25,10 @@ from captioning.objectives import CrossEntropy
 from captioning.vocabulary import END, PAD, START
 
 
-def build() -> GRUAttention:
+def build(vocabulary_size: int = 5000) -> GRUAttention:
     return GRUAttention(
         encoder=FeatureProjection(feature_dim=2048, output_dim=256, dropout=0.0),
-        vocabulary_size=5000, attention_dim=512, embedding_dim=256, hidden_dim=512, dropout=0.0,
+        vocabulary_size=vocabulary_size, attention_dim=512, embedding_dim=256, hidden_dim=512, dropout=0.0,
         activation=torch.nn.Tanh(), recurrence=CarriedState(),
     )  # fmt: skip
 

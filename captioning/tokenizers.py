@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 from html import unescape
 from html.entities import html5
+from itertools import chain
 from typing import Any, ClassVar
 
 from captioning.errors import InputError
@@ -112,7 +113,7 @@ class Tokenizer(ABC):
             size: the largest number of tokens.
             min_count: rarer ones are left out even if there is room.
         """
-        counts = Counter(token for caption in captions for token in self(caption))
+        counts = Counter(chain.from_iterable(map(self, captions)))
         ranked = sorted((-count, token) for token, count in counts.items() if count >= min_count)
         return [token for _, token in ranked[:size]]
 
@@ -192,7 +193,7 @@ class Subwords(Tokenizer):
         """Learn the merges and rank all tokens; characters and pairs rarer than `min_count` are left out."""
         merges, tokens = _learn([_mark_spaces(caption) for caption in captions], size, min_count)
         self.merges, self._encoder = merges, _encoder(merges)
-        counts = Counter(token for caption in captions for token in self(caption))
+        counts = Counter(chain.from_iterable(map(self, captions)))
         return sorted(tokens, key=lambda token: (-counts[token], token))
 
     def options(self) -> dict[str, Any]:

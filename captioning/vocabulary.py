@@ -95,7 +95,8 @@ class Vocabulary:
 
         A caption of more than `max_words` words is cut, but keeps its END (flaw S7: the post lost it).
         """
-        return [START, *(self.id(word) for word in self.tokenizer(text)[:max_words]), END]
+        ids = self._ids  # not `self.id`: a call for each word takes as long as all the rest
+        return [START, *[ids.get(word, UNKNOWN) for word in self.tokenizer(text)[:max_words]], END]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids back into text: stops at END, leaves out PAD and START."""

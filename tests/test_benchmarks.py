@@ -15,7 +15,10 @@ def test_all_are_listed() -> None:
         [sys.executable, "-m", "benchmarks"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     listed = set(done.stdout.split())
-    assert {path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py")} - listed == {"references"}
+    assert {path.stem for path in (ROOT / "benchmarks").glob("[a-z]*.py")} - listed == {
+        "growth_paths",
+        "references",
+    }
 
 
 @pytest.mark.slow
@@ -26,6 +29,11 @@ def test_all_are_listed() -> None:
         ("beam", ["--threads", "1", "--images", "2", "--repeats", "1"], "one at a time"),
         ("cache", ["--rows", "64", "--repeats", "1"], "64"),
         ("own_parts", ["--threads", "1", "--repeats", "1"], "attention over 20 words"),
+        (
+            "growth",
+            ["--axes", "captions", "images", "beams", "--repeats", "1", "--output", os.devnull],
+            "faster than linear",
+        ),
         ("gpu", ["--tiny", "--seconds", "60"], "Transformer, eager"),
         ("metrics", ["--images", "100", "--repeats", "1"], "reward of 320 candidates"),
         ("self_critical", ["--threads", "1", "--repeats", "1", "--models", "gru_attention_flickr"], "gru"),

@@ -1,5 +1,6 @@
 """Batches: the one place where the shapes of what models are fed with are stated."""
 
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset
 
 from captioning.data.records import Annotated
 from captioning.features.cache import FeatureCache
-from captioning.vocabulary import PAD, Vocabulary
+from captioning.vocabulary import PAD, START, Vocabulary
 
 
 class Batch(NamedTuple):
@@ -52,7 +53,11 @@ class _CachedDataset(Dataset):
         raise NotImplementedError
 
     def _batch(
-        self, records: Sequence[Annotated], captions: Sequence[Sequence[int]], *, share_images: bool = False
+        self,
+        records: Sequence[Annotated],
+        captions: Sequence[Sequence[int] | np.ndarray],
+        *,
+        share_images: bool = False,
     ) -> Batch:
         all_ids = [record.image_id for record in records]
         image_ids = list(dict.fromkeys(all_ids)) if share_images else all_ids
@@ -91,34 +96,39 @@ class CaptionDataset(_CachedDataset):
     ) -> None:
         super().__init__(records, cache, vocabulary)
         self.share_images = share_images
-        self._items = [(row, text) for row, record in enumerate(self.records) for text in record.captions]
-        self._tokens = [vocabulary.encode(text, max_words=max_words) for _, text in self._items]
+        # The ids of all captions in one array: a list for each takes four times the memory.
+        words, ends = array("i"), array("q", [0])
+        for text in (text for record in self.records for text in record.captions):
+            words.extend(vocabulary.encode(text, max_words=max_words))
+            ends.append(len(words))
+        self._words, self._ends = np.array(words), np.array(ends)  # caption i ends at ends[i + 1]
+        counts = [len(record.captions) for record in self.records]
+        self._rows = np.repeat(np.arange(len(counts), dtype=np.int32), counts)  # record of each caption
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._rows)
 
     @property
     def lengths(self) -> list[int]:
         """Number of ids of each caption, START and END included."""
-        return [len(tokens) for tokens in self._tokens]
+        return np.diff(self._ends).tolist()
 
     @property
     def images(self) -> list[int]:
         """The image of each caption, as its position among the records."""
-        return [row for row, _ in self._items]
+        return self._rows.tolist()
 
     def word_counts(self) -> Tensor:
         """Count how often each word is a target, END included and START not: (V,) float32."""
-        targets = torch.tensor([word for tokens in self._tokens for word in tokens[1:]])
-        return torch.bincount(targets, minlength=len(self.vocabulary)).float()
+        counts = np.bincount(self._words, minlength=len(self.vocabulary))
+        counts[START] = 0
+        return torch.from_numpy(counts).float()
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """Build the batch of some captions."""
-        return self._batch(
-            [self.records[self._items[i][0]] for i in indices],
-            [self._tokens[i] for i in indices],
-            share_images=self.share_images,
-        )
+        records = [self.records[self._rows[i]] for i in indices]
+        captions = [self._words[self._ends[i] : self._ends[i + 1]] for i in indices]
+        return self._batch(records, captions, share_images=self.share_images)
 
 
 class ImageDataset(_CachedDataset):
@@ -152,7 +162,7 @@ class ImageDataset(_CachedDataset):
         return self._batch(records, [self.vocabulary.encode(record.captions[0]) for record in records])
 
 
-def pad_captions(captions: Sequence[Sequence[int]]) -> Tensor:
+def pad_captions(captions: Sequence[Sequence[int] | np.ndarray]) -> Tensor:
     """Pad id sequences to the longest: (B, T) int64."""
     padded = np.full((len(captions), max(map(len, captions))), PAD, dtype=np.int64)
     for row, caption in enumerate(captions):

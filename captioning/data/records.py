@@ -172,9 +172,9 @@ class Records:
         """
         if not isinstance(record, dict):
             raise self.error(place, show(record), f"an object with {', '.join(fields)}")
-        for key in fields:
-            if key not in record:
-                raise self.error(place, f"no {key!r} among {show(record)}", f"{key}: {fields[key].needed}")
+        if not fields.keys() <= record.keys():
+            key = next(key for key in fields if key not in record)
+            raise self.error(place, f"no {key!r} among {show(record)}", f"{key}: {fields[key].needed}")
         values = []
         for key, kind in ({**fields, **optional} if optional else fields).items():
             try:
@@ -210,7 +210,7 @@ class Records:
         Raises:
             InputError: there is no such picture.
         """
-        if (image_id, split) not in self._pictures:
+        if (picture := self._pictures.get((image_id, split))) is None:
             raise self.error(place, f"a caption of image {image_id}", "the id of a picture that it lists")
         if _CONTROL.search(text):
             self.note("captions with control characters, now spaces", _at(place))
@@ -218,7 +218,7 @@ class Records:
         if not text.strip():
             self.note("empty captions left out", _at(place))
             return
-        _, captions, caption_ids = self._pictures[image_id, split]
+        _, captions, caption_ids = picture
         captions.append(text)
         if caption_id is not None:
             caption_ids.append(caption_id)

@@ -1,6 +1,7 @@
 """What a data set holds, logged at the start of every run together with what may be a mistake in it."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -73,13 +74,19 @@ def log_words(
     max_words: int | None,
 ) -> None:
     """Log how many captions are cut at `max_words`, and words as long as in a language without spaces."""
-    captions = [tokenizer(text) for part in records.values() for r in part for text in r.captions]
-    if max_words is not None and (cut := sum(len(words) > max_words for words in captions)):
+    captions = [text for part in records.values() for record in part for text in record.captions]
+    cut, counts = 0, Counter[str]()
+    for text in captions:
+        words = tokenizer(text)
+        cut += max_words is not None and len(words) > max_words
+        counts.update(words)
+    if cut:
         log.info("%s: %d of %d captions are cut at data.max_words=%d", name, cut, len(captions), max_words)
     if not isinstance(tokenizer, Words):
         return
-    lengths = [len(word) for words in captions for word in words if UNSPACED.search(word)]
-    if lengths and (mean := sum(lengths) / len(lengths)) > _LONG_WORD:
+    unspaced = {word: count for word, count in counts.items() if UNSPACED.search(word)}
+    letters = sum(len(word) * count for word, count in unspaced.items())
+    if unspaced and (mean := letters / sum(unspaced.values())) > _LONG_WORD:
         log.warning(
             "%s: words have %.0f letters on average, as in a language written without spaces; a caption then "
             "is one or two words that never come again; give data/tokenizer=characters, or subwords",
