@@ -20,7 +20,7 @@ from captioning.models import (
     pick,
     real_steps,
 )
-from captioning.models.attention import AdditiveAttention
+from captioning.models.attention import ROWS, AdditiveAttention
 from captioning.models.encoder import masked_mean
 from captioning.models.recurrent import lstm_update, sort_by_length
 from captioning.objectives import CrossEntropy
@@ -227,6 +227,13 @@ def test_sorting_by_length_counts_running_captions() -> None:
 
 
 class TestAdditiveAttention:
+    def test_many_rows_score_as_few(self) -> None:
+        attention = AdditiveAttention(value_dim=3, query_dim=4, attention_dim=5)
+        query, keys = torch.randn(2 * ROWS + 1, 5), torch.randn(2 * ROWS + 1, 6, 5)
+        with torch.no_grad():
+            found = attention.energies(query, keys)
+        torch.testing.assert_close(found, attention.energies(query, keys))
+
     def test_zero_score_vector_gives_uniform_weights(self) -> None:
         attention = AdditiveAttention(value_dim=3, query_dim=4, attention_dim=5)
         torch.nn.init.zeros_(attention.score.weight)

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 
 from captioning.models.loop_linear import LoopLinear
 
+# Decoding scores this many rows at once: memory for more is not reused but asked of the system anew for each
+# word, which in beam search took longer than the sums that it is for.
+ROWS = 64
+
 
 class Regions(NamedTuple):
     """What attention reads again for every word: values (B, R, D), keys (B, R, A) and mask (B, R) or None."""
@@ -64,6 +68,10 @@ class AdditiveAttention(nn.Module):
 
     def energies(self, query: Tensor, keys: Tensor) -> Tensor:
         """Score keys (B, R, A) for projected queries (B, A): (B, R)."""
+        # A backward pass would need all rows at once; an exported graph takes any number of them.
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()) and len(keys) > ROWS:
+            parts = zip(query.split(ROWS), keys.split(ROWS), strict=True)
+            return torch.cat([self.energies(*part) for part in parts])
         # In place, because (B, R, A) is the largest tensor of a step.
         return self.score((keys + query[:, None]).tanh_()).squeeze(-1)  # (B, R)
 
