@@ -117,13 +117,7 @@ def extract(
     count, started = len(pictures.paths), time.perf_counter()
     if not count:
         raise InputError("there is no image to extract features of; check the data=... options")
-    if extractor.missing_weights:
-        log.info("unused layers that the weights file lacks: %s", ", ".join(extractor.missing_weights))
-    provenance = dict(extractor.provenance)
-    if not isinstance(extractor, RowFiles):
-        provenance["precision"] = "bfloat16" if autocast else "float32"
-    if store != UNRECORDED["store"]:
-        provenance["store"] = store
+    provenance = _provenance(extractor, autocast, store)
     if not repair and _is_complete(Path(path), pictures, provenance):
         return Report(count, count, 0, [], time.perf_counter() - started)
     with _open_writer(extractor, pictures, path, provenance) as writer:
@@ -137,6 +131,15 @@ def extract(
         writer.finish()
     done_now = count - len(unreadable) - done_before
     return Report(count, done_before, done_now, unreadable, time.perf_counter() - started)
+
+
+def _provenance(extractor: Extractor, autocast: bool, store: str) -> dict[str, Any]:
+    provenance = dict(extractor.provenance)
+    if not isinstance(extractor, RowFiles):
+        provenance["precision"] = "bfloat16" if autocast else "float32"
+    if store != UNRECORDED["store"]:
+        provenance["store"] = store
+    return provenance
 
 
 def _only_unreadable(path: Path, pictures: Pictures) -> list[tuple[str, str]] | None:
@@ -199,6 +202,8 @@ def _is_current(cache: FeatureCache, pictures: Pictures) -> bool:
 def _open_writer(
     extractor: Extractor, pictures: Pictures, path: str | Path, provenance: Mapping[str, Any]
 ) -> CacheWriter:
+    if extractor.missing_weights:
+        log.info("unused layers that the weights file lacks: %s", ", ".join(extractor.missing_weights))
     if Path(path).is_dir():
         raise InputError(
             f"{printable(path)} is a folder of shards that lacks some of the {len(pictures.paths)} images; "
