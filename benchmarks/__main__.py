@@ -25,6 +25,7 @@ FOLDER = Path(__file__).parent
 SMALL = {  # options for a run of seconds; a program that is not here has none
     "beam": ["--images", "4", "--repeats", "2"],
     "cache": ["--rows", "64", "--repeats", "2"],
+    "extraction": ["--images", "16", "--repeats", "1"],
     "families": ["--repeats", "1"],
     "gpu": ["--tiny"],
     "growth": ["--repeats", "1"],

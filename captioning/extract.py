@@ -51,7 +51,10 @@ def main(config: DictConfig) -> None:
             extractor,
             shard.share(images, config.features.run.batch_size),
             shard.path(path),
-            **{**config.features.run, **progress, "repair": config.repair, "gpu": shard.number},
+            **{**config.features.run, **progress},
+            repair=config.repair,
+            copy_from=config.copy_from,
+            gpu=shard.number,
         )
         report.log(shard.path(path))
         unreadable += len(report.unreadable)

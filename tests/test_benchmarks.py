@@ -27,7 +27,9 @@ def test_all_are_listed() -> None:
     ("name", "options", "says"),
     [
         ("beam", ["--threads", "1", "--images", "2", "--repeats", "1"], "one at a time"),
-        ("cache", ["--rows", "64", "--repeats", "1"], "64"),
+        ("cache", ["--rows", "64", "--repeats", "1"], "int8"),
+        ("extraction", ["--threads", "1", "--images", "4", "--repeats", "1"], "1 loader processes"),
+        ("extraction", ["--memory", "20"], "20 images:"),
         ("own_parts", ["--threads", "1", "--repeats", "1"], "attention over 20 words"),
         (
             "growth",

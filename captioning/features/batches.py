@@ -119,11 +119,13 @@ def _loader(
 def _collate(items: list[tuple[int, Tensor | str, Fingerprint | None]]) -> Decoded:
     errors = {row: item for row, item, _ in items if isinstance(item, str)}
     readable = [item for _, item, _ in items if isinstance(item, Tensor)]
-    black = torch.zeros_like(readable[0]) if readable else torch.zeros(0)
+    black = torch.zeros_like(readable[0]) if readable else torch.zeros(3, 0, 0)
     # A black image takes the place of an unreadable one, so that the rest of its batch is computed as always.
     images = [item if isinstance(item, Tensor) else black for _, item, _ in items]
     rows, _, fingerprints = zip(*items, strict=True)
-    return Decoded(list(rows), torch.stack(images), errors, list(fingerprints))
+    # Colours stay together in memory, as Pillow gives them and networks take them.
+    stacked = torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)  # (B, 3, H, W)
+    return Decoded(list(rows), stacked, errors, list(fingerprints))
 
 
 def _run_network(
@@ -155,7 +157,7 @@ def _read_files(files: RowFiles, writer: CacheWriter, batch_size: int) -> Iterat
     yield Batch(list(waiting.values()), lacking, [None] * len(waiting))
 
 
-def store(writer: CacheWriter, batch: Batch) -> list[tuple[str, str]]:
+def write_batch(writer: CacheWriter, batch: Batch) -> list[tuple[str, str]]:
     """Write the rows of a batch that are still to do; return ids and error messages of unreadable images."""
     failures = []
     for row, content, fingerprint in zip(*batch, strict=True):

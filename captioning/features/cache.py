@@ -19,6 +19,7 @@ from captioning.errors import InputError
 from captioning.features.layout import UNREADABLE, WRITTEN, checksums, crc, decode, open_cache
 from captioning.features.pictures import Pictures, Recorded
 from captioning.features.shards import Shard, complete_files_of
+from captioning.features.stores import UNRECORDED, store_of
 from captioning.vocabulary import printable
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,9 @@ def check_provenance(path: str | Path, found: Mapping[str, Any], expected: Mappi
         InputError: names the first difference with both values.
     """
     for key, needed in expected.items():
-        if found.get(key) != needed:
+        if (value := found.get(key, UNRECORDED.get(key))) != needed:
             raise InputError(
-                f"{path} holds features with {key} = {found.get(key)!r} but this run expects {key} = "
+                f"{path} holds features with {key} = {value!r} but this run expects {key} = "
                 f"{needed!r}; choose the features=... options it was made with, or make a new file: delete "
                 "this one or give features.path=<another>, and run python -m captioning.extract with the "
                 "same options"
@@ -131,8 +132,8 @@ class FeatureCache:
             InputError: an image has no features, or a row is damaged.
         """
         # `dataset[list]` walks the whole selection for every row: a hundred times slower than this loop.
-        features = np.empty((len(image_ids), *self.shape), dtype=np.float16)
-        content = features.view(np.uint8).reshape(len(image_ids), -1)
+        stored = np.empty((len(image_ids), *self._store.shape(self.shape)), self._store.dtype)
+        content = stored.view(np.uint8).reshape(len(image_ids), -1)
         for position, image_id in enumerate(image_ids):
             row = self._row(image_id)
             file, number = self._place(row)
@@ -141,8 +142,8 @@ class FeatureCache:
             except OSError as error:
                 raise self._damaged_at(row, f"the row of image {printable(image_id)}: {error}") from error
             if self._unchecked[row]:
-                self._check(row, features[position], image_id)
-        return features
+                self._check(row, stored[position], image_id)
+        return self._store.unpack(stored)
 
     def counts(self, image_ids: Sequence[str]) -> np.ndarray:
         """Return the number of real regions of some images: (B,) integers."""
@@ -237,9 +238,9 @@ class FeatureCache:
                 "with the same experiment=... or data=... features=... options to add it"
             ) from None
 
-    def _check(self, row: int, features: np.ndarray, image_id: str) -> None:
-        if crc(features) != self._records["features"][row]:
-            raise self._damaged_at(row, f"the row of image {printable(image_id)} {_describe(features)}")
+    def _check(self, row: int, stored: np.ndarray, image_id: str) -> None:
+        if crc(stored) != self._records["features"][row]:
+            raise self._damaged_at(row, f"the row of image {printable(image_id)} {_describe(stored)}")
         self._unchecked[row] = False
 
     def _regions(self, image_id: str) -> tuple[np.ndarray, np.ndarray]:
@@ -267,20 +268,23 @@ class FeatureCache:
 
     def _read_attributes(self, path: Path, file: h5py.File) -> None:
         """Read what a file says of all its rows, which every shard must say alike."""
-        shape, provenance = file["features"].shape[1:], json.loads(file.attrs["provenance"])
+        (lines, dim), provenance = file["features"].shape[1:], json.loads(file.attrs["provenance"])
+        store = store_of(provenance)
+        shape = (lines - store.extra_lines, dim)
         if path == self._paths[0]:
             self.shape: tuple[int, int] = shape
+            self._store = store
             self.provenance: dict[str, Any] = provenance
             self.has_boxes = "boxes" in file
             grid = provenance.get("grid")
             self.grid: tuple[int, int] | None = (grid[0], grid[1]) if grid else None
         else:
-            first = {**self.provenance, "shape": self.shape}
+            first = {**UNRECORDED, **self.provenance, "shape": self.shape}
             check_provenance(printable(path), {**provenance, "shape": shape}, first)
 
 
-def _describe(features: np.ndarray) -> str:
-    return "differs from its checksum" if np.isfinite(features).all() else "holds NaN or Inf"
+def _describe(stored: np.ndarray) -> str:
+    return "differs from its checksum" if np.isfinite(stored).all() else "holds NaN or Inf"
 
 
 def _damaged(path: Path, problem: str) -> InputError:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captioning.errors import InputError
-from captioning.features.batches import Batch, Extractor, RowFiles, batches_to_store, store
+from captioning.features.batches import Batch, Extractor, RowFiles, batches_to_store, write_batch
 from captioning.features.cache import FeatureCache, check_provenance
+from captioning.features.copying import copy_features
 from captioning.features.images import read_image
 from captioning.features.pictures import Pictures
+from captioning.features.stores import UNRECORDED
 from captioning.features.verification import verify
 from captioning.features.writer import CacheWriter, remove_leftover
 from captioning.vocabulary import printable
@@ -87,7 +89,9 @@ def extract(
     batch_size: int,
     num_workers: int,
     autocast: bool = True,
+    store: str = "float16",
     repair: bool = False,
+    copy_from: str | Path | None = None,
     gpu: int = 0,
     progress: Callable[[Iterable[Batch], int], Iterable[Batch]] = lambda batches, total: batches,
 ) -> Report:
@@ -100,7 +104,9 @@ def extract(
         batch_size: images per forward pass; a resumed run needs the same to give the same bits.
         num_workers: processes that decode images.
         autocast: compute in bfloat16, about twice as fast on a CPU that supports it.
+        store: float16, or int8 for half of the bytes, see `stores`.
         repair: first reread an existing file and extract its corrupt rows again.
+        copy_from: a float16 cache of the same features, whose rows are copied and not computed.
         gpu: which GPU, where there are several; counted round where there are fewer.
         progress: wraps the iterable of batches; also gets the number of images still to do.
 
@@ -111,22 +117,29 @@ def extract(
     count, started = len(pictures.paths), time.perf_counter()
     if not count:
         raise InputError("there is no image to extract features of; check the data=... options")
-    if extractor.missing_weights:
-        log.info("unused layers that the weights file lacks: %s", ", ".join(extractor.missing_weights))
-    provenance = dict(extractor.provenance)
-    if not isinstance(extractor, RowFiles):
-        provenance["precision"] = "bfloat16" if autocast else "float32"
+    provenance = _provenance(extractor, autocast, store)
     if not repair and _is_complete(Path(path), pictures, provenance):
         return Report(count, count, 0, [], time.perf_counter() - started)
     with _open_writer(extractor, pictures, path, provenance) as writer:
         if repair:
             writer.forget([image_id for image_id, _ in verify(writer.target).corrupt])
         done_before = count - len(writer.to_do)
+        if copy_from:
+            copy_features(copy_from, writer, provenance, pictures)
         batches, total = batches_to_store(extractor, pictures, writer, batch_size, num_workers, autocast, gpu)
-        unreadable = [failure for batch in progress(batches, total) for failure in store(writer, batch)]
+        unreadable = [failure for batch in progress(batches, total) for failure in write_batch(writer, batch)]
         writer.finish()
     done_now = count - len(unreadable) - done_before
     return Report(count, done_before, done_now, unreadable, time.perf_counter() - started)
+
+
+def _provenance(extractor: Extractor, autocast: bool, store: str) -> dict[str, Any]:
+    provenance = dict(extractor.provenance)
+    if not isinstance(extractor, RowFiles):
+        provenance["precision"] = "bfloat16" if autocast else "float32"
+    if store != UNRECORDED["store"]:
+        provenance["store"] = store
+    return provenance
 
 
 def _only_unreadable(path: Path, pictures: Pictures) -> list[tuple[str, str]] | None:
@@ -159,7 +172,7 @@ def _is_complete(path: Path, pictures: Pictures, provenance: Mapping[str, Any]) 
     cache = FeatureCache(path, check=False)
     if cache.num_damaged or not all(image_id in cache for image_id in pictures.paths):
         return False
-    check_provenance(printable(path), cache.provenance, provenance)
+    check_provenance(printable(path), cache.provenance, {**UNRECORDED, **provenance})
     return _is_current(cache, pictures)
 
 
@@ -189,6 +202,8 @@ def _is_current(cache: FeatureCache, pictures: Pictures) -> bool:
 def _open_writer(
     extractor: Extractor, pictures: Pictures, path: str | Path, provenance: Mapping[str, Any]
 ) -> CacheWriter:
+    if extractor.missing_weights:
+        log.info("unused layers that the weights file lacks: %s", ", ".join(extractor.missing_weights))
     if Path(path).is_dir():
         raise InputError(
             f"{printable(path)} is a folder of shards that lacks some of the {len(pictures.paths)} images; "

@@ -101,8 +101,9 @@ class FrozenExtractor(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Normalise bytes (B, 3, H, W) to the range the network was trained on, in channels-last memory."""
-        values = (images.float() - self._mean) * self._scale
-        return values.contiguous(memory_format=torch.channels_last)
+        # Arranged as bytes and changed in place: a third of the time of arranging float32.
+        images = images.contiguous(memory_format=torch.channels_last)
+        return images.to(torch.float32, copy=True).sub_(self._mean).mul_(self._scale)
 
     def freeze(self, weights: str, calibration: Tensor | None = None) -> None:
         """Switch off gradients and identify the weights in `provenance`.

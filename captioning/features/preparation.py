@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from captioning.errors import InputError
 from captioning.features import layout
 from captioning.features.cache import check_provenance
+from captioning.features.stores import UNRECORDED, store_of
 from captioning.files import PARTIAL, partial_path
 from captioning.vocabulary import printable
 
@@ -74,10 +76,12 @@ def prepare(
 def _records_of(existing: Path, shape: tuple[int, int], provenance: Mapping[str, Any]) -> Any:
     """Read the records of a file that was made with the same options."""
     with layout.open_cache(existing) as file:
-        check_provenance(printable(existing), json.loads(file.attrs["provenance"]), provenance)
-        if (found := file["features"].shape[1:]) != shape:
+        expected = {**UNRECORDED, **provenance}
+        check_provenance(printable(existing), json.loads(file.attrs["provenance"]), expected)
+        stored = store_of(provenance).shape(shape)
+        if (found := file["features"].shape[1:]) != stored:
             raise InputError(
-                f"{printable(existing)} holds rows of shape {found}, not {shape}; delete it, or set "
+                f"{printable(existing)} holds rows of shape {found}, not {stored}; delete it, or set "
                 "features.path=<another>"
             )
         return file["rows"][:]
@@ -102,7 +106,8 @@ def _create(
     copy: tuple[Path, np.ndarray] | None = None,
 ) -> None:
     """Create the partial file; `copy` is a file and those of its rows that become the first rows."""
-    row_bytes = shape[0] * shape[1] * 2
+    store = store_of(provenance)
+    row_bytes = math.prod(store.shape(shape)) * store.dtype.itemsize
     needed, free = len(records) * row_bytes, shutil.disk_usage(path.parent).free
     if needed > free:
         raise InputError(

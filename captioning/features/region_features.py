@@ -39,10 +39,9 @@ class RegionFeatures(NamedTuple):
 
     def rows(self) -> list[Row]:
         """Split into what the cache stores, one row per image."""
-        features, counts, boxes, scores = (
-            None if part is None else part.float().cpu().numpy() for part in self
-        )
-        assert features is not None
+        # Rounded by torch: numpy takes forty times as long.
+        features = self.features.half().cpu().numpy()
+        counts, boxes, scores = (None if part is None else part.float().cpu().numpy() for part in self[1:])
         return [
             Row(
                 features[position],

@@ -24,6 +24,7 @@ from captioning.features.images import Fingerprint
 from captioning.features.layout import TO_DO, UNREADABLE, WRITTEN, open_cache
 from captioning.features.pictures import Pictures, Recorded
 from captioning.features.preparation import file_errors, fresh_path, prepare
+from captioning.features.stores import store_of
 from captioning.files import partial_path
 from captioning.vocabulary import printable
 
@@ -67,7 +68,7 @@ class CacheWriter:
         pictures: Pictures | None = None,
     ) -> None:
         self.path, self.partial = Path(path), partial_path(path)
-        self._with_boxes, self._pictures = with_boxes, pictures
+        self._with_boxes, self._pictures, self._store = with_boxes, pictures, store_of(provenance)
         self._places = pictures.places if pictures else {}
         self._descriptor, self._waiting = -1, dict[int, bytes]()
         self.num_damaged = 0
@@ -126,8 +127,9 @@ class CacheWriter:
         """
         with np.errstate(over="ignore"):
             features = np.ascontiguousarray(content.features.astype(np.float16, copy=False))
-        if not np.isfinite(features).all():
+        if not layout.is_finite(features):
             raise InputError("the features have values that float16 cannot hold: NaN, Inf or beyond ±65504")
+        features = self._store.pack(features)
         self._put(features, self._offsets[row])
         if self._with_boxes:
             assert content.boxes is not None and content.scores is not None

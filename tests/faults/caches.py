@@ -67,10 +67,11 @@ class Kind:
         name: of the kind.
         extractor: makes it.
         folder: for the pictures and for the sound file.
+        store: of its rows.
     """
 
-    def __init__(self, name: str, extractor: Any, folder: Path) -> None:
-        self.name, self.extractor = name, extractor
+    def __init__(self, name: str, extractor: Any, folder: Path, store: str = "float16") -> None:
+        self.name, self.extractor, self.store = name, extractor, store
         self.images = draw_images(folder / "images")
         path = folder / f"{name}.h5"
         self.make(path)
@@ -79,7 +80,8 @@ class Kind:
 
     def make(self, path: Path, **options: Any) -> None:
         """Extract, or complete, or repair."""
-        extract(self.extractor, self.images, path, batch_size=2, num_workers=0, autocast=False, **options)
+        options |= {"batch_size": 2, "num_workers": 0, "autocast": False, "store": self.store}
+        extract(self.extractor, self.images, path, **options)
 
     def _half(self, path: Path) -> bytes:
         """Return the bytes of a partial file whose writer was stopped half-way."""
@@ -140,11 +142,15 @@ def run(settings: Settings) -> Iterator[Tally]:
     folder = settings.room("caches")
     tsv = write_tsv(folder / "boxes.tsv")
     boxes = BottomUpFiles(files=[str(tsv)], num_regions=NUM_REGIONS, feature_dim=5)
-    kinds = [Kind("grid", Pools(), folder), Kind("boxes", boxes, folder)]
+    kinds = [
+        Kind("grid", Pools(), folder),
+        Kind("boxes", boxes, folder),
+        Kind("int8", Pools(), folder, "int8"),
+    ]
     for fault, number in (("flipped bits", 1000), ("overwritten blocks", 300), ("truncations", 200)):
 
         def check(case: int, fault: str = fault) -> tuple[Outcome, str]:
-            kind, generator = kinds[case % 2], settings.generator(fault, case)
+            kind, generator = kinds[case % 3], settings.generator(fault, case)
             path = folder / f"{kind.name}-damaged.h5"
             for old in (path, partial_path(path)):
                 old.unlink(missing_ok=True)
@@ -155,7 +161,7 @@ def run(settings: Settings) -> Iterator[Tally]:
             return judge_partial(kind, path)
 
         def describe(case: int) -> str:
-            return f"{case} {kinds[case % 2].name}{', partial' if case % 8 >= 6 else ''}"
+            return f"{case} {kinds[case % 3].name}{', partial' if case % 8 >= 6 else ''}"
 
         cases = settings.cases(number)
         yield Tally(f"cache: {fault}").take(in_children(cases, check, name=describe, fresh=True))
