@@ -53,8 +53,8 @@ def reference(
 ) -> tuple[torch.nn.Module, Callable[[], torch.Tensor]]:
     """Return a reference model and its loss of captions padded to `width` ids."""
     model, features = kind(), batch.features.float()
-    if batch.rows is not None:
-        features = features[batch.rows]
+    if batch.image_rows is not None:
+        features = features[batch.image_rows]
     tokens = functional.pad(batch.tokens, (0, width - batch.tokens.shape[1]), value=PAD)
     return model, lambda: model(features, tokens)
 

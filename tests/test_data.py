@@ -93,8 +93,12 @@ class TestBatches:
         data = build(RECORDS, features)
         shared = data.captions("train", share_images=True).__getitems__([7, 0, 5])
         alone = data.captions("train").__getitems__([7, 0, 5])
-        assert shared.rows is not None and shared.rows.tolist() == [0, 1, 0] and len(shared.features) == 2
-        assert torch.equal(shared.features[shared.rows], alone.features)
+        assert (
+            shared.image_rows is not None
+            and shared.image_rows.tolist() == [0, 1, 0]
+            and len(shared.features) == 2
+        )
+        assert torch.equal(shared.features[shared.image_rows], alone.features)
         assert torch.equal(shared.tokens, alone.tokens)
         assert (shared.image_ids, shared.references) == (alone.image_ids, alone.references)
 
@@ -227,7 +231,7 @@ class TestDataModule:
             ),
             (
                 {"captions_per_image": 5},
-                "captions_per_image is 5; it must be at least 1, and divide data.batch_size=16",
+                "captions_per_image is 5; it must be a whole number from 1 that divides data.batch_size=16",
             ),
             (
                 {"captions_per_image": 4, "train_on": "images"},

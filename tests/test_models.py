@@ -68,7 +68,7 @@ def test_loss_and_every_gradient_equal_step_by_step(family: str, ragged: Batch) 
 def test_captions_that_share_an_image_equal_captions_of_copies(family: str, ragged: Batch) -> None:
     rows = torch.tensor([2, 0, 2, 1])
     assert ragged.mask is not None
-    shared = ragged._replace(rows=rows)
+    shared = ragged._replace(image_rows=rows)
     copies = ragged._replace(features=ragged.features[rows], mask=ragged.mask[rows])
     results = []
     for batch in (shared, copies):

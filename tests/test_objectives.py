@@ -74,9 +74,7 @@ def test_label_smoothing_is_torchs() -> None:
 class InputsAsHidden(Fixed):
     """Hands its input words on as hidden vectors."""
 
-    def forward(
-        self, features: Tensor, tokens: Tensor, mask: Tensor | None = None, rows: Tensor | None = None
-    ) -> Output:
+    def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
         self.inputs = tokens
         return super().forward(features, tokens, mask)
 
@@ -134,9 +132,7 @@ class GivenAttention(Fixed):
         super().__init__(PROBABILITIES)
         self.attention = attention
 
-    def forward(
-        self, features: Tensor, tokens: Tensor, mask: Tensor | None = None, rows: Tensor | None = None
-    ) -> Output:
+    def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
         return Output(torch.zeros(*tokens.shape, 1), self.attention, features)
 
 
@@ -267,9 +263,7 @@ class TestReinforce:
         log_prob = torch.zeros(2, 1, requires_grad=True)
 
         class GivenExtras(Fixed):
-            def forward(
-                self, features: Tensor, tokens: Tensor, mask: Tensor | None = None, rows: Tensor | None = None
-            ) -> Output:
+            def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
                 extras = {
                     "location_log_prob": log_prob.expand(-1, tokens.shape[1]),
                     "entropy": torch.zeros(2, tokens.shape[1]),
@@ -286,9 +280,7 @@ class TestReinforce:
         log_prob, entropy = (torch.zeros(2, 3, requires_grad=True) for _ in range(2))
 
         class GivenExtras(Fixed):
-            def forward(
-                self, features: Tensor, tokens: Tensor, mask: Tensor | None = None, rows: Tensor | None = None
-            ) -> Output:
+            def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
                 extras = {"location_log_prob": log_prob, "entropy": entropy}
                 return Output(torch.zeros(*tokens.shape, 1), None, features, extras)
 
@@ -634,9 +626,7 @@ def sampling(share: float) -> ScheduledSampling:
 class Successor(Fixed):
     """Predicts after each word the one with the next id."""
 
-    def forward(
-        self, features: Tensor, tokens: Tensor, mask: Tensor | None = None, rows: Tensor | None = None
-    ) -> Output:
+    def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
         return Output(tokens[..., None].float(), None, features, {})
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -840,7 +830,7 @@ def test_captions_that_share_an_image_have_the_loss_of_captions_of_copies(object
     assert batch.mask is not None
     losses = []
     for each in (
-        batch._replace(features=batch.features[:2], mask=batch.mask[:2], rows=rows),
+        batch._replace(features=batch.features[:2], mask=batch.mask[:2], image_rows=rows),
         batch._replace(features=batch.features[rows], mask=batch.mask[rows]),
     ):
         model = build(family).train(family == "show_attend_tell_hard")

@@ -48,7 +48,7 @@ class CaptionDataModule(LightningDataModule):
         seed: seeds the shuffling.
         bucket_pool: batches among which captions are sorted by length; 1 for plain shuffling.
         captions_per_image: captions of an image that a batch keeps together; it encodes the image once for
-            them, see `LengthBuckets`. Divides `batch_size`.
+            them, with one draw of the encoder's dropout; see `LengthBuckets`. Divides `batch_size`.
         train_on: `captions`, or `images` for self-critical training (each image once an epoch).
         prepare: makes the data set where it does not exist; called once per machine by `prepare_data`.
         check: compare features with their checksums when they are first read.
@@ -110,9 +110,10 @@ class CaptionDataModule(LightningDataModule):
                 f"data.batch_size={self.batch_size} and eval_batch_size={self.eval_batch_size} must be at "
                 "least 1"
             )
-        if self.captions_per_image < 1 or self.batch_size % self.captions_per_image:
+        per_image = self.captions_per_image
+        if type(per_image) is not int or per_image < 1 or self.batch_size % per_image:
             raise InputError(
-                f"data.captions_per_image is {self.captions_per_image}; it must be at least 1, and divide "
+                f"data.captions_per_image is {per_image}; it must be a whole number from 1 that divides "
                 f"data.batch_size={self.batch_size}"
             )
         if self.captions_per_image > 1 and self.train_on == "images":
@@ -197,6 +198,16 @@ class CaptionDataModule(LightningDataModule):
             per_image=self.captions_per_image,
             **self._share(),
         )
+        if (mean := len(lengths) / max(1, -(-sampler.num_groups // sampler.groups_per_batch))) < (
+            0.8 * min(self.batch_size, len(lengths))
+        ):
+            log.warning(
+                "data.captions_per_image=%d: batches have %.0f captions on average, not %d, as most images "
+                "have fewer; an epoch takes so many more steps",
+                self.captions_per_image,
+                mean,
+                self.batch_size,
+            )
         sampler.go_on(**self._position)  # workers fetch before Lightning sets a resumed run's epoch
         self._position, self._sampler = {"epoch": self._position["epoch"]}, sampler
         return self._loader(data, batch_sampler=sampler)

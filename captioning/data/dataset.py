@@ -15,16 +15,15 @@ from captioning.vocabulary import PAD, START, Vocabulary
 
 
 class Batch(NamedTuple):
-    """B pictures with one caption each, or C captions that share B pictures.
+    """B pictures with one caption each, or C captions that share B pictures; C is B where none are shared.
 
     features: (B, R, D) float16 regions.
     mask: (B, R) True at real regions, or None where every image has all R.
-    tokens: (B, T+1) word ids: START, the words, END, then PAD. Inputs are `tokens[:, :-1]`, targets
+    tokens: (C, T+1) word ids: START, the words, END, then PAD. Inputs are `tokens[:, :-1]`, targets
         `tokens[:, 1:]`.
-    image_ids: B ids.
-    references: all captions of each image as text, for rewards and scores.
-    rows: None where each picture has one caption. Otherwise (C,), the row of `features` and `mask` that each
-        caption describes; `tokens`, `image_ids` and `references` then have C rows.
+    image_ids: C ids, of each caption's picture.
+    references: all captions of each caption's picture as text, for rewards and scores.
+    image_rows: (C,) the row of `features` and `mask` that each caption describes; None where it is its own.
     """
 
     features: Tensor
@@ -32,12 +31,12 @@ class Batch(NamedTuple):
     tokens: Tensor
     image_ids: list[str]
     references: list[tuple[str, ...]]
-    rows: Tensor | None = None
+    image_rows: Tensor | None = None
 
     @property
     def caption_mask(self) -> Tensor | None:
-        """The mask of each caption's picture."""
-        return self.mask if self.mask is None or self.rows is None else self.mask[self.rows]
+        """The mask of each caption's picture, (C, R)."""
+        return self.mask if self.mask is None or self.image_rows is None else self.mask[self.image_rows]
 
 
 class _CachedDataset(Dataset):
@@ -66,12 +65,12 @@ class _CachedDataset(Dataset):
         if self.cache.varies_in_count:
             counts = torch.from_numpy(self.cache.counts(image_ids))  # (B,)
             mask = torch.arange(features.shape[1]) < counts[:, None]  # (B, R)
-        tokens = pad_captions(captions)  # (B, T+1)
-        rows = None
+        tokens = pad_captions(captions)  # (C, T+1)
+        image_rows = None
         if share_images:
             row_of = {image_id: row for row, image_id in enumerate(image_ids)}
-            rows = torch.tensor([row_of[image_id] for image_id in all_ids])  # (C,)
-        return Batch(features, mask, tokens, all_ids, [record.captions for record in records], rows)
+            image_rows = torch.tensor([row_of[image_id] for image_id in all_ids])  # (C,)
+        return Batch(features, mask, tokens, all_ids, [record.captions for record in records], image_rows)
 
 
 class CaptionDataset(_CachedDataset):
@@ -82,7 +81,7 @@ class CaptionDataset(_CachedDataset):
         cache: their features.
         vocabulary: turns captions into ids.
         max_words: longer captions are cut to that many words and keep their END; None cuts none.
-        share_images: read an image that several captions of a batch describe once, see `Batch.rows`.
+        share_images: read an image that several captions of a batch describe once, see `Batch.image_rows`.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class LengthBuckets(Sampler[list[int]]):
         per_image: int = 1,
     ) -> None:
         self._items_of_image: dict[int, list[int]] = {}
-        for item, image in enumerate(images if per_image > 1 else range(len(lengths))):
+        for item, image in enumerate(images if per_image > 1 else ()):
             self._items_of_image.setdefault(image, []).append(item)
         self.per_image, self.groups_per_batch = per_image, batch_size // per_image
         self.lengths, self.batch_size, self.seed, self.pool = list(lengths), batch_size, seed, pool
@@ -83,6 +83,8 @@ class LengthBuckets(Sampler[list[int]]):
             InputError: inside an epoch whose batches are others than these.
         """
         before, now = dict(order or {}), self.order()
+        if before:
+            before.setdefault("captions_per_image", 1)  # in checkpoints from before there was a choice
         other = [key for key in now if before.get(key, now[key]) != now[key]]
         if batch and other:
             raise InputError(
@@ -94,8 +96,14 @@ class LengthBuckets(Sampler[list[int]]):
         self.epoch, self._trained = epoch, (epoch, batch)
 
     def __len__(self) -> int:
-        num_groups = sum(-(-len(items) // self.per_image) for items in self._items_of_image.values())
-        return -(-num_groups // self.groups_per_batch) // self.processes
+        return -(-self.num_groups // self.groups_per_batch) // self.processes
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups of items that stay together."""
+        if self.per_image == 1:
+            return len(self.lengths)
+        return sum(-(-len(items) // self.per_image) for items in self._items_of_image.values())
 
     def __iter__(self) -> Iterator[list[int]]:
         # A generator, because Lightning creates the iterator before it sets the epoch.
@@ -106,7 +114,7 @@ class LengthBuckets(Sampler[list[int]]):
         size = self.groups_per_batch
         for start in range(0, len(groups), self.pool * size):
             pool = slice(start, start + self.pool * size)
-            groups[pool] = sorted(groups[pool], key=lambda group: max(self.lengths[item] for item in group))
+            groups[pool] = sorted(groups[pool], key=self._length)
         batches = [
             [item for group in groups[start : start + size] for item in group]
             for start in range(0, len(groups), size)
@@ -116,8 +124,13 @@ class LengthBuckets(Sampler[list[int]]):
         epoch, trained = self._trained
         yield from batches[self.rank :: self.processes][trained if epoch == self.epoch else 0 : len(self)]
 
+    def _length(self, group: list[int]) -> int:
+        return max(self.lengths[item] for item in group)
+
     def _groups(self, generator: random.Random) -> list[list[int]]:
         """Return the items that stay together; which items of an image do is drawn anew each epoch."""
+        if self.per_image == 1:
+            return [[item] for item in range(len(self.lengths))]
         groups = []
         for items in self._items_of_image.values():
             if len(items) > self.per_image > 1:

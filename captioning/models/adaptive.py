@@ -20,7 +20,6 @@ from captioning.errors import InputError
 from captioning.models.attention import AdditiveAttention, Regions, masked_softmax, weighted_sum
 from captioning.models.dropout import Dropout
 from captioning.models.encoder import Encoder, masked_mean
-from captioning.models.loop_linear import LoopLinear
 from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update, zero_state
 
 
@@ -68,12 +67,12 @@ class AdaptiveCaptioner(RecurrentModel):
         self.attention = AdditiveAttention(
             value_dim=hidden_dim, query_dim=hidden_dim, attention_dim=attention_dim
         )
-        self.sentinel_key = LoopLinear(hidden_dim, attention_dim)
+        self.sentinel_key = nn.Linear(hidden_dim, attention_dim)
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
         # Four LSTM gates and the sentinel's gate, which has the same inputs.
         self.word_gates = nn.Linear(embedding_dim, 5 * hidden_dim)
         self.global_gates = nn.Linear(hidden_dim, 5 * hidden_dim, bias=False)
-        self.state_gates = LoopLinear(hidden_dim, 5 * hidden_dim, bias=False)
+        self.state_gates = nn.Linear(hidden_dim, 5 * hidden_dim, bias=False)
         self.deep = nn.Linear(hidden_dim, hidden_dim)
         self.output = nn.Linear(hidden_dim, vocabulary_size)
         self.dropout = Dropout(dropout)

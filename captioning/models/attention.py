@@ -14,8 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captioning.models.loop_linear import LoopLinear
-
 # Decoding scores this many rows at once: memory for more is not reused but asked of the system anew for each
 # word, which in beam search took longer than the sums that it is for.
 ROWS = 64
@@ -55,7 +53,7 @@ class AdditiveAttention(nn.Module):
         self.key: nn.Module = nn.Linear(value_dim, attention_dim)
         if deep_keys:
             self.key = nn.Sequential(self.key, nn.Linear(attention_dim, attention_dim), nn.Tanh())
-        self.query = LoopLinear(query_dim, attention_dim)
+        self.query = nn.Linear(query_dim, attention_dim)
         self.score = nn.Linear(attention_dim, 1)
 
     def prepare(self, values: Tensor, mask: Tensor | None) -> Regions:

@@ -21,7 +21,6 @@ from captioning.errors import InputError
 from captioning.models.attention import AdditiveAttention, Regions
 from captioning.models.dropout import Dropout
 from captioning.models.encoder import Encoder, masked_mean
-from captioning.models.loop_linear import LoopLinear
 from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update
 
 
@@ -155,9 +154,9 @@ class AttentiveTranslator(RecurrentModel):
         )
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
         self.word_gates = nn.Linear(embedding_dim, 4 * hidden_dim)
-        self.state_gates = LoopLinear(hidden_dim, 4 * hidden_dim, bias=False)
+        self.state_gates = nn.Linear(hidden_dim, 4 * hidden_dim, bias=False)
         self.context_gates = (
-            LoopLinear(hidden_dim, 4 * hidden_dim, bias=False) if context_to != "output" else None
+            nn.Linear(hidden_dim, 4 * hidden_dim, bias=False) if context_to != "output" else None
         )
         self.output = nn.Linear(hidden_dim * (1 if context_to == "lstm" else 2), vocabulary_size)
         self.dropout = Dropout(dropout)

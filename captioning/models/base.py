@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from captioning.errors import InputError
 from captioning.vocabulary import END, PAD
 
 # Nested tuples of batch-first tensors (or None). Code outside the family may only re-index such a tree with
@@ -103,20 +104,23 @@ class CaptionModel(nn.Module, ABC):
         """
         return nullcontext()
 
-    def forward(
-        self, features: Tensor, tokens: Tensor, mask: Tensor | None = None, rows: Tensor | None = None
-    ) -> Output:
+    def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
         """Compute the hidden vectors of given captions (teacher forcing).
 
         Args:
             features: (B, R, D).
             tokens: (B, T) input words from START on; END is not needed, and steps at END or PAD are left out.
             mask: (B, R) True at real regions.
-            rows: (C,) the row of `features` that each of C captions describes, so that several share the
-                encoding of one image; `tokens` and the result then have C rows. None: B captions in order.
+
+        Raises:
+            InputError: there are not as many captions as images.
         """
-        memory = self.encode(features, mask)
-        return self.unroll(memory if rows is None else pick(memory, rows), tokens)
+        if len(features) != len(tokens):
+            raise InputError(
+                f"features of {len(features)} images came with {len(tokens)} captions; an objective whose "
+                "captions share images (data.captions_per_image) calls teacher_force(model, batch, inputs)"
+            )
+        return self.unroll(self.encode(features, mask), tokens)
 
     def unroll(self, memory: Tree, tokens: Tensor) -> Output:
         """Run `step` over given words (B, T); families override it by something faster, equal in value."""

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from captioning.models.attention import AdditiveAttention, Regions
 from captioning.models.dropout import Dropout
 from captioning.models.encoder import Encoder
-from captioning.models.loop_linear import LoopLinear
 from captioning.models.recurrent import Advance, RecurrentModel, gru_update
 
 
@@ -80,8 +79,8 @@ class GRUAttention(RecurrentModel):
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
         # The GRU's input matrix in two parts: the word's is applied before the loop, the context's inside.
         self.word_gates = nn.Linear(embedding_dim, 3 * hidden_dim)
-        self.context_gates = LoopLinear(encoder.output_dim, 3 * hidden_dim, bias=False)
-        self.state_gates = LoopLinear(hidden_dim, 3 * hidden_dim)
+        self.context_gates = nn.Linear(encoder.output_dim, 3 * hidden_dim, bias=False)
+        self.state_gates = nn.Linear(hidden_dim, 3 * hidden_dim)
         self.output = nn.Sequential(
             nn.Linear(hidden_dim, hidden_dim), activation, nn.Linear(hidden_dim, vocabulary_size)
         )

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from captioning.models.dropout import Dropout
 from captioning.models.encoder import Encoder, masked_mean
-from captioning.models.loop_linear import LoopLinear
 from captioning.models.recurrent import Advance, LSTMState, RecurrentModel, lstm_update, zero_state
 
 
@@ -36,7 +35,7 @@ class MeanPooled(RecurrentModel):
         self.project = nn.Linear(encoder.output_dim, embedding_dim)
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
         self.input_gates = nn.Linear(embedding_dim, 4 * hidden_dim)
-        self.state_gates = LoopLinear(hidden_dim, 4 * hidden_dim, bias=False)
+        self.state_gates = nn.Linear(hidden_dim, 4 * hidden_dim, bias=False)
         self.output = nn.Linear(hidden_dim, vocabulary_size)
         self.dropout = Dropout(dropout)
 

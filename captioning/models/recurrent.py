@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from captioning.models.base import CaptionModel, Output, Step, Tree, pick, real_steps
-from captioning.models.loop_linear import one_weight_gradient
 
 
 class Advance(NamedTuple):
@@ -55,15 +54,14 @@ class RecurrentModel(CaptionModel):
         active = pick(memory, captions.order)  # the memory of the captions that are still running
         state, moves, size = self.start(active), [], len(tokens)
         words = zip(*(part.unbind(1) for part in embedded), strict=True)
-        with one_weight_gradient(self):
-            # `words` may be longer: steps after the end of the longest caption are not run.
-            for running, word in zip(captions.running, words, strict=False):
-                # Sliced only where captions end: the backward pass of each slice allocates a tensor of zeros.
-                if running < size:
-                    size, rows = running, slice(running)
-                    active, state = pick(active, rows), pick(state, rows)
-                moves.append(self.advance(pick(word, slice(size)), state, active))
-                state = moves[-1].state
+        # `words` may be longer: steps after the end of the longest caption are not run.
+        for running, word in zip(captions.running, words, strict=False):
+            # Sliced only where captions end: the backward pass of each slice allocates a tensor of zeros.
+            if running < size:
+                size, rows = running, slice(running)
+                active, state = pick(active, rows), pick(state, rows)
+            moves.append(self.advance(pick(word, slice(size)), state, active))
+            state = moves[-1].state
         length, total = len(moves), tokens.shape[1]
         outputs = tuple(captions.stack([m.outputs[i] for m in moves]) for i in range(len(moves[0].outputs)))
         hidden = self.finish(outputs, pick(embedded, (slice(None), slice(length))))  # (B, length, H)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from captioning.models.base import Tree
 from captioning.models.dropout import Dropout
 from captioning.models.encoder import Encoder, masked_mean
-from captioning.models.loop_linear import LoopLinear
 from captioning.models.recurrent import (
     Advance,
     InitialLSTMState,
@@ -64,8 +63,8 @@ class ShowAttendTell(RecurrentModel):
         self.gate = nn.Linear(hidden_dim, 1)
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
         self.word_gates = nn.Linear(embedding_dim, 4 * hidden_dim)
-        self.context_gates = LoopLinear(region_dim, 4 * hidden_dim, bias=False)
-        self.state_gates = LoopLinear(hidden_dim, 4 * hidden_dim, bias=False)
+        self.context_gates = nn.Linear(region_dim, 4 * hidden_dim, bias=False)
+        self.state_gates = nn.Linear(hidden_dim, 4 * hidden_dim, bias=False)
         self.deep_hidden = nn.Linear(hidden_dim, embedding_dim)
         self.deep_context = nn.Linear(region_dim, embedding_dim)
         self.output = nn.Linear(embedding_dim, vocabulary_size)

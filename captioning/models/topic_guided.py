@@ -33,7 +33,6 @@ from captioning.errors import InputError
 from captioning.models.attention import Regions, masked_softmax, weighted_sum
 from captioning.models.dropout import Dropout
 from captioning.models.encoder import Encoder, masked_mean
-from captioning.models.loop_linear import LoopLinear
 from captioning.models.recurrent import (
     Advance,
     InitialLSTMState,
@@ -71,7 +70,7 @@ class GuidedAttention(nn.Module):
         super().__init__()
         self.key = nn.Linear(value_dim, attention_dim)
         self.topic = None if topic_dim is None else nn.Linear(topic_dim, attention_dim, bias=False)
-        self.query = LoopLinear(query_dim, attention_dim, bias=False)
+        self.query = nn.Linear(query_dim, attention_dim, bias=False)
         self.score = nn.Linear(attention_dim, 1)
 
     def prepare(self, values: Tensor, mask: Tensor | None, topic: Tensor) -> Regions:
@@ -145,8 +144,8 @@ class TopicGuided(RecurrentModel):
         self.gate = nn.Linear(hidden_dim, 1)
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
         self.word_gates = nn.Linear(embedding_dim, 4 * hidden_dim)
-        self.context_gates = LoopLinear(region_dim + embedding_dim, 4 * hidden_dim, bias=False)
-        self.state_gates = LoopLinear(hidden_dim, 4 * hidden_dim, bias=False)
+        self.context_gates = nn.Linear(region_dim + embedding_dim, 4 * hidden_dim, bias=False)
+        self.state_gates = nn.Linear(hidden_dim, 4 * hidden_dim, bias=False)
         self.deep_hidden = nn.Linear(hidden_dim, embedding_dim)
         self.deep_context = nn.Linear(region_dim, embedding_dim)
         self.output = nn.Linear(embedding_dim, vocabulary_size)

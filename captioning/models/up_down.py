@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from captioning.models.attention import AdditiveAttention, Regions
 from captioning.models.dropout import Dropout
 from captioning.models.encoder import Encoder, masked_mean
-from captioning.models.loop_linear import LoopLinear
 from captioning.models.recurrent import (
     Advance,
     LSTMState,
@@ -73,9 +72,9 @@ class UpDown(RecurrentModel):
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
         self.word_gates = nn.Linear(embedding_dim, 4 * hidden_dim)
         self.mean_gates = nn.Linear(encoder.output_dim, 4 * hidden_dim, bias=False)
-        self.attention_gates = LoopLinear(2 * hidden_dim, 4 * hidden_dim, bias=False)  # of [h2; h1]
-        self.context_gates = LoopLinear(encoder.output_dim, 4 * hidden_dim)
-        self.language_gates = LoopLinear(2 * hidden_dim, 4 * hidden_dim, bias=False)  # of [h1; h2]
+        self.attention_gates = nn.Linear(2 * hidden_dim, 4 * hidden_dim, bias=False)  # of [h2; h1]
+        self.context_gates = nn.Linear(encoder.output_dim, 4 * hidden_dim)
+        self.language_gates = nn.Linear(2 * hidden_dim, 4 * hidden_dim, bias=False)  # of [h1; h2]
         self.output = nn.Linear(hidden_dim, vocabulary_size)
         self.dropout = Dropout(dropout)
         for gates in (self.word_gates, self.context_gates):

@@ -1,6 +1,6 @@
 """Training objectives, one idea a file: (model, batch) -> the loss and what is logged."""
 
-from captioning.objectives.base import Objective, Terms, TrainingData
+from captioning.objectives.base import Objective, Terms, TrainingData, teacher_force
 from captioning.objectives.cross_entropy import CrossEntropy
 from captioning.objectives.doubly_stochastic import DoublyStochastic
 from captioning.objectives.focused_attention import FocusedAttention
@@ -24,4 +24,5 @@ __all__ = [
     "TopicSupervision",
     "TrainingData",
     "WithText",
+    "teacher_force",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
-from captioning.models.base import CaptionModel
+from captioning.models.base import CaptionModel, Output, pick
 from captioning.vocabulary import Vocabulary
 
 
@@ -28,6 +28,14 @@ class Terms(NamedTuple):
     loss: Tensor
     num_words: Tensor
     logged: dict[str, Tensor]
+
+
+def teacher_force(model: CaptionModel, batch: Batch, inputs: Tensor) -> Output:
+    """Run the model over input words (C, T); an image that several captions describe is encoded once."""
+    if batch.image_rows is None:
+        return model(batch.features, inputs, batch.mask)
+    memory = model.encode(batch.features, batch.mask)
+    return model.unroll(pick(memory, batch.image_rows), inputs)
 
 
 class TrainingData(Protocol):

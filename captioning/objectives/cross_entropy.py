@@ -12,7 +12,7 @@ from torch.nn import functional
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Output
-from captioning.objectives.base import Objective, Terms
+from captioning.objectives.base import Objective, Terms, teacher_force
 from captioning.vocabulary import END, PAD, UNKNOWN
 
 
@@ -41,7 +41,7 @@ class CrossEntropy(Objective):
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `nll` in nats per word, without smoothing."""
-        return self.of_output(model, batch, model(batch.features, self.inputs(batch), batch.mask, batch.rows))
+        return self.of_output(model, batch, teacher_force(model, batch, self.inputs(batch)))
 
     def inputs(self, batch: Batch) -> Tensor:
         """Return what the model reads, (B, T): START and all words but the last, some of them dropped."""

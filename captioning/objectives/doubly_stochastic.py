@@ -13,7 +13,7 @@ from torch import Tensor
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Output, real_steps
-from captioning.objectives.base import Objective, Terms
+from captioning.objectives.base import Objective, Terms, teacher_force
 from captioning.objectives.cross_entropy import CrossEntropy
 
 
@@ -39,9 +39,7 @@ class DoublyStochastic(Objective):
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `coverage`, the term before its weight, as a mean over captions."""
-        return self.of_output(
-            model, batch, model(batch.features, self.cross_entropy.inputs(batch), batch.mask, batch.rows)
-        )
+        return self.of_output(model, batch, teacher_force(model, batch, self.cross_entropy.inputs(batch)))
 
     def of_output(self, model: CaptionModel, batch: Batch, output: Output) -> Terms:
         """Compute the loss from a model's output, for objectives that add a term to it."""

@@ -11,7 +11,7 @@ notebooks/2_attention). The entropy penalty is our own choice of a common regula
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, attention_entropy, real_steps
-from captioning.objectives.base import Objective, Terms
+from captioning.objectives.base import Objective, Terms, teacher_force
 from captioning.objectives.cross_entropy import CrossEntropy
 
 
@@ -36,7 +36,7 @@ class FocusedAttention(Objective):
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `entropy`, the term before its weight."""
         inputs = self.cross_entropy.inputs(batch)
-        output = model(batch.features, inputs, batch.mask, batch.rows)
+        output = teacher_force(model, batch, inputs)
         assert output.attention is not None  # see `check`
         terms = self.cross_entropy.of_output(model, batch, output)
         entropy = attention_entropy(output.attention, batch.caption_mask)[real_steps(inputs)].mean()

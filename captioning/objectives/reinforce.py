@@ -32,7 +32,7 @@ from torch.nn import functional
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Output
-from captioning.objectives.base import Objective, Terms, TrainingData
+from captioning.objectives.base import Objective, Terms, TrainingData, teacher_force
 from captioning.objectives.cross_entropy import CrossEntropy, score_words
 from captioning.vocabulary import PAD
 
@@ -151,7 +151,7 @@ class Reinforce(Objective):
 
 def _word_nll(model: CaptionModel, batch: Batch) -> tuple[Tensor, Output]:
     """Return the negative log-likelihood of every word (B, T), 0 at padding, and the model's output."""
-    output = model(batch.features, batch.tokens[:, :-1], batch.mask, batch.rows)
+    output = teacher_force(model, batch, batch.tokens[:, :-1])
     logits, targets, real = score_words(model, batch, output)
     words = functional.cross_entropy(logits, targets, reduction="none")  # (words,)
     return torch.zeros_like(real, dtype=torch.float32).masked_scatter(real, words), output

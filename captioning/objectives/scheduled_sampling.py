@@ -11,7 +11,7 @@ from torch import Tensor
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, real_steps
-from captioning.objectives.base import Objective, Terms
+from captioning.objectives.base import Objective, Terms, teacher_force
 from captioning.objectives.cross_entropy import CrossEntropy
 from captioning.vocabulary import END, PAD, START
 
@@ -44,9 +44,7 @@ class ScheduledSampling(Objective):
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         inputs = self.mix(model, batch)
-        return self.cross_entropy.of_output(
-            model, batch, model(batch.features, inputs, batch.mask, batch.rows)
-        )
+        return self.cross_entropy.of_output(model, batch, teacher_force(model, batch, inputs))
 
     @torch.no_grad()
     def mix(self, model: CaptionModel, batch: Batch) -> Tensor:
@@ -58,7 +56,7 @@ class ScheduledSampling(Objective):
             return inputs
         # The word at step t is drawn from the distribution at step t - 1.
         targets = replaced[:, 1:]  # (B, T-1)
-        output = model(batch.features, inputs, batch.mask, batch.rows)
+        output = teacher_force(model, batch, inputs)
         logits = model.head(output.hidden[:, :-1][targets]).float()  # (words, V)
         # An END inside would cut the caption.
         excluded = torch.tensor([PAD, START, END], device=logits.device)

@@ -21,7 +21,7 @@ from torch.nn import functional
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel
-from captioning.objectives.base import Objective, Terms, TrainingData
+from captioning.objectives.base import Objective, Terms, TrainingData, teacher_force
 from captioning.objectives.doubly_stochastic import DoublyStochastic
 from captioning.vocabulary import Vocabulary
 
@@ -83,7 +83,7 @@ class TopicSupervision(Objective):
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:
         """Compute the loss; logs `topic_kl` in nats and `attribute_nll` in nats, summed over attributes."""
         cross_entropy = self.captions.cross_entropy
-        output = model(batch.features, cross_entropy.inputs(batch), batch.mask, batch.rows)
+        output = teacher_force(model, batch, cross_entropy.inputs(batch))
         memory = output.memory
         terms = self.captions.of_output(model, batch, output)
         theta, present = self._targets(batch, model, memory.topic_logits.shape[1])

@@ -71,4 +71,4 @@ class WithText(Objective):
         regions = batch.features if batch.mask is None else batch.features[batch.mask][None]
         mean = regions.float().mean((0, 1))  # (D,)
         features = mean.expand(len(tokens), 1, -1)  # (B, 1, D)
-        return batch._replace(features=features, mask=None, tokens=tokens, rows=None)
+        return batch._replace(features=features, mask=None, tokens=tokens, image_rows=None)

@@ -190,5 +190,6 @@ def _shapes(tree: Any) -> str:
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:
     """Move a batch's tensors to a device."""
-    mask = batch.mask.to(device) if batch.mask is not None else None
-    return batch._replace(features=batch.features.to(device), mask=mask, tokens=batch.tokens.to(device))
+    tensors = ("features", "mask", "tokens", "image_rows")
+    moved = {name: part.to(device) for name in tensors if (part := getattr(batch, name)) is not None}
+    return batch._replace(**moved)

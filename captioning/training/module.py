@@ -329,7 +329,7 @@ def refuse_damaged_features(batch: Batch) -> None:
     finite = torch.isfinite(batch.features).flatten(1).all(1)  # (B,)
     if not finite.all():
         row = int((~finite).nonzero()[0])
-        damaged = batch.image_ids[row if batch.rows is None else batch.rows.tolist().index(row)]
+        damaged = batch.image_ids[row if batch.image_rows is None else batch.image_rows.tolist().index(row)]
         raise InputError(
             f"the features of the image {printable(damaged)} hold NaN or Inf; make them again with "
             "captioning extract … repair=true; without data.check=false such a row is found when it is read"
