@@ -212,8 +212,7 @@ def _library() -> Any:
         import tokenizers
     except ImportError as error:
         raise InputError(
-            "subwords need the package tokenizers: pip install tokenizers, or the extra `subwords` of this "
-            "project"
+            "subwords need the package tokenizers; run pip install 'captioning[subwords]'"
         ) from error
     return tokenizers
 

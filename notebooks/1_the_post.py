@@ -460,4 +460,4 @@ if EXPERIMENT == "toy":
 # The numbers behind "large" and "within chance": [RESULTS.md](RESULTS.md#what-each-flaw-of-the-post-costs).
 #
 # **To try.** Switch one flaw on (`options.append("model.recurrence._target_=captioning.models.ResetState")`), train again, and
-# read the captions of epoch 1. Then [2_attention](2_attention.ipynb): five kinds of attention on the same pictures.
+# read the captions of epoch 1. Then [2_attention](2_attention.ipynb): seven kinds of attention on the same pictures.

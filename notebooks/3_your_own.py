@@ -89,7 +89,7 @@ print(*TABLE.read_text().splitlines()[:4], sep="\n")
 # ## 4. A model of your own
 #
 # Four methods. This one updates a GRU with the last word first, and then looks, by a dot product (Luong, Pham and Manning 2015). So its question
-# has heard the last word, which [2_attention](2_attention.ipynb) has found to matter.
+# has heard the last word; what that does to where it looks is in [2_attention](2_attention.ipynb).
 #
 # Both classes go into one file that Python can import.
 

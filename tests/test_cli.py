@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 
 from captioning.cli.help import command_groups, help_text, read_option
 from captioning.cli.main import COMMANDS, main
@@ -111,6 +113,18 @@ def test_the_file_that_the_user_named_is_named_and_not_its_temporary_one(tmp_pat
     with pytest.raises(OSError) as raised, atomic_write(tmp_path / "a.png") as temporary:
         raise OSError(errno.EROFS, "no", str(temporary))
     assert str(input_error(raised.value)).startswith(f"{tmp_path / 'a.png'}: the file system is read-only")
+
+
+def lack_wandb() -> None:
+    raise ModuleNotFoundError("Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip install …`")
+
+
+def test_a_logger_without_its_package_names_the_extra() -> None:
+    with pytest.raises(InstantiationException) as raised:
+        instantiate({"logger": {"_target_": f"{__name__}.lack_wandb"}})
+    assert "logger needs the package wandb; run pip install 'captioning[track]'" in str(
+        input_error(raised.value)
+    )
 
 
 def test_an_unknown_error_of_the_file_system_keeps_its_traceback() -> None:

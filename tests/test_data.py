@@ -199,6 +199,21 @@ class TestDataModule:
         data.load_state_dict({"epoch": 0})
         assert resumed != first == next(iter(data.train_dataloader())).image_ids
 
+    def test_training_keeps_captions_of_an_image_together(self, features: Path) -> None:
+        loader = build(RECORDS, features, batch_size=20, captions_per_image=5).train_dataloader()
+        batches = list(loader)
+        assert len(batches) == len(loader) == 6  # 24 images, four a batch
+        for batch in batches:
+            assert batch.features.shape[0] == len(set(batch.image_ids)) == 4 and len(batch.tokens) == 20
+            assert batch.image_rows is not None and len(batch.image_rows.unique()) == 4
+
+    def test_batches_that_become_small_are_reported(
+        self, features: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        few = [record._replace(captions=record.captions[:2]) for record in RECORDS]
+        build(few, features, batch_size=20, captions_per_image=5).train_dataloader()
+        assert "captions_per_image=5: batches have 8 captions on average, not 20" in caplog.text
+
     def test_worker_processes_read_the_same(self, data: CaptionDataModule) -> None:
         alone = [batch.features for batch in data.image_dataloader("val")]
         data.num_workers = 2
@@ -233,6 +248,7 @@ class TestDataModule:
                 {"captions_per_image": 5},
                 "captions_per_image is 5; it must be a whole number from 1 that divides data.batch_size=16",
             ),
+            ({"captions_per_image": "five"}, "captions_per_image is five; it must be a whole number from 1"),
             (
                 {"captions_per_image": 4, "train_on": "images"},
                 "captions_per_image=4 goes with data.train_on=captions",

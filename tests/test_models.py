@@ -80,6 +80,11 @@ def test_captions_that_share_an_image_equal_captions_of_copies(family: str, ragg
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+def test_features_of_fewer_images_than_captions_are_refused(model: CaptionModel, ragged: Batch) -> None:
+    with pytest.raises(InputError, match=r"features of 2 images came with 4 captions; .* teacher_force"):
+        model(ragged.features[:2], ragged.tokens[:, :-1])
+
+
 def test_padded_words_change_neither_loss_nor_gradients(family: str, ragged: Batch) -> None:
     longer = ragged._replace(tokens=functional.pad(ragged.tokens, (0, 3), value=PAD))
     results = []

@@ -19,8 +19,9 @@ from captioning.errors import InputError
 from captioning.objectives import CrossEntropy
 from captioning.training import AtomicCheckpointIO, assemble, trace_shapes
 from captioning.training.assembly import build_data, build_module
+from captioning.training.callbacks import move_batch
 from captioning.training.module import refuse_damaged_features
-from tests.conftest import compose_config
+from tests.conftest import batch_of, compose_config
 from tests.test_commands import call
 
 pytestmark = pytest.mark.slow
@@ -113,6 +114,15 @@ def test_shapes_are_traced_once_for_every_module(
         for line in lines
     )
     assert len(lines) == len(set(line.partition(" ")[0] for line in lines))
+
+
+def test_a_batch_moves_with_all_its_tensors() -> None:
+    batch = batch_of([[4], [5]], counts=[1, 2])._replace(image_rows=torch.tensor([0, 1]))
+    moved = move_batch(batch, torch.device("meta"))
+    assert {part.device.type for part in moved if isinstance(part, torch.Tensor)} == {"meta"}
+    assert (
+        moved.image_ids == batch.image_ids and move_batch(batch_of([[4]]), torch.device("meta")).mask is None
+    )
 
 
 def test_a_trace_of_shapes_changes_nothing(toy_overrides: list[str], toy_data: CaptionDataModule) -> None:

@@ -126,4 +126,5 @@ def test_folders_may_be_given_without_a_key(tmp_path: Path, monkeypatch: pytest.
     *others, folders = keep_names(gather_positional(given, "folders"))
     assert others == ["output_dir=out", "--cfg"]
     assert arrives(folders) == ["runs/a", "lr=0.1,seed=0", "it's", "2024_01"]
+    assert arrives(keep_names(gather_positional(["it's"], "folders"))[-1]) == "it's"
     assert gather_positional(["output_dir=out"], "folders") == ["output_dir=out"]

@@ -183,6 +183,11 @@ def test_resuming_inside_an_epoch_with_other_batches_is_refused() -> None:
     assert len(list(one)) == 7 and len(one) == 10
     one.set_epoch(3)
     assert len(list(one)) == 10
+    together = LengthBuckets([3] * 100, 10, seed=0, images=[i // 5 for i in range(100)], per_image=5)
+    before = {key: value for key, value in one.order().items() if key != "captions_per_image"}  # of old
+    for order in (one.order(), before):
+        with pytest.raises(InputError, match="shuffled with captions_per_image = 1 but this run has .* = 5"):
+            together.go_on(2, 3, order)
     other = LengthBuckets([3] * 100, 5, seed=1)
     other.go_on(2, 0, one.order())  # between two epochs anything may change
     with pytest.raises(

@@ -179,5 +179,5 @@ def test_merges_that_are_no_pairs_are_refused(merges: str) -> None:
 
 def test_without_the_library_subwords_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(InputError, match="the extra `subwords`"):
+    with pytest.raises(InputError, match=r"pip install 'captioning\[subwords\]'"):
         Subwords().build(GERMAN, size=80, min_count=1)

@@ -145,6 +145,19 @@ def test_the_loss_adds_divergence_and_attributes() -> None:
     assert terms.loss.item() == pytest.approx(plain.item() + kl + attributes.item(), rel=1e-5)
 
 
+def test_captions_that_share_an_image_have_the_loss_of_captions_of_copies() -> None:
+    batch = batch_of([[4, 5], [6], [7]])
+    rows = torch.tensor([1, 0, 1])
+    batch = batch._replace(image_ids=[batch.image_ids[row] for row in rows])
+    losses = []
+    for each in (
+        batch._replace(features=batch.features[:2], image_rows=rows),
+        batch._replace(features=batch.features[rows]),
+    ):
+        losses.append(objective()(build("topic_guided", len(WORDS)), each).loss)
+    torch.testing.assert_close(*losses)
+
+
 def test_the_objective_needs_the_model_that_predicts_topics() -> None:
     data = SimpleNamespace(train_on="captions")
     objective().check(build("topic_guided"), data)

@@ -39,6 +39,14 @@ def test_the_loss_is_that_of_the_captions_and_that_of_sentences_with_the_mean_re
     assert terms.num_words == captions.num_words
 
 
+def test_the_mean_region_is_that_of_the_images_however_many_captions_share_them(text: Path) -> None:
+    batch = batch_of([[4], [5], [6]])
+    shared = batch._replace(features=batch.features[:2], image_rows=torch.tensor([0, 1, 1]))
+    made = objective(text)._without_picture(shared)
+    assert made.image_rows is None and made.features.shape[:2] == (3, 1)
+    torch.testing.assert_close(made.features[0, 0], batch.features[:2].mean((0, 1)))
+
+
 def test_sentences_are_cut_and_all_are_drawn(text: Path) -> None:
     made = objective(text)
     drawn = {tuple(row) for row in made._without_picture(batch_of([[4]] * 50)).tokens.tolist()}

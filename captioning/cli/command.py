@@ -40,6 +40,7 @@ TRACEBACKS = bool(os.environ.get("HYDRA_FULL_ERROR"))  # the user asks for trace
 _IGNORED_WARNINGS = (
     ".*LeafSpec.*",  # Lightning 2.6 with torch 2.15, on every fit
     ".*does not have many workers.*",  # one batch is one read; workers gain nothing on two cores
+    ".*number of training batches .* is smaller than the logging interval.*",  # as is usual for tiny data
     ".*obtained by tracing the model in eval mode are a subsequence.*",  # only evaluation nodes are cut
     ".*dirpath has changed.*",  # a resumed run has a folder of its own; BestCheckpoint handles it
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # our own sampler is
@@ -84,6 +85,8 @@ def command(
                     raise
                 name = str(error).rpartition(".")[2].strip(" '")
                 _exit_with(f"{name} is not installed; pip install 'captioning[sweep]'")
+            except InputError as error:  # of a run of a sweep, see `_guarded`
+                _exit_with(error)
             except OSError as error:  # Hydra could not make the run folder
                 if (problem := input_error(error)) is None:
                     raise

@@ -44,6 +44,8 @@ def input_error(error: Exception) -> InputError | None:
         if isinstance(cause, InputError):
             return cause
         key = str(error).rpartition("full_key: ")[2].strip() or "the config"
+        if isinstance(cause, ImportError) and "wandb" in str(cause):
+            return InputError(f"{key} needs the package wandb; run pip install 'captioning[track]'")
         reason = cause if isinstance(cause, (TypeError, ValueError)) else repr(cause)
         return InputError(f"{key} can't be built as given: {reason}; HYDRA_FULL_ERROR=1 shows the traceback")
     if isinstance(error, OmegaConfBaseException):

@@ -47,6 +47,8 @@ def keep_names(arguments: Sequence[str]) -> list[str]:
 def gather_positional(arguments: Sequence[str], key: str) -> list[str]:
     """Turn arguments that are no options into one option: `runs/a runs/b` into `folders=[runs/a,runs/b]`.
 
+    A single one becomes the value itself: `dog.jpg` becomes `image=dog.jpg`.
+
     Args:
         arguments: of the command line, without the command.
         key: of the option that they are the values of.
@@ -58,8 +60,10 @@ def gather_positional(arguments: Sequence[str], key: str) -> list[str]:
 
     values = [argument for argument in arguments if is_positional(argument)]
     others = [argument for argument in arguments if not is_positional(argument)]
-    escaped = ("'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" for value in values)
-    return [*others, f"{key}=[{','.join(escaped)}]"] if values else others
+    if not values:
+        return others
+    escaped = ["'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" for value in values]
+    return [*others, f"{key}={escaped[0]}" if len(values) == 1 else f"{key}=[{','.join(escaped)}]"]
 
 
 def refuse_numbers(options: Any) -> None:

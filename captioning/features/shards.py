@@ -51,10 +51,10 @@ class Shard(NamedTuple):
         """Return its part of the images.
 
         Raises:
-            InputError: there is none for it.
+            InputError: there is none for some shard.
         """
         batches = -(-len(images) // batch_size)
-        if self.number >= max(batches, 1):
+        if self.total > max(batches, 1):  # refused by every shard, before any has worked
             raise InputError(
                 f"num_shards={self.total} is too many: {len(images)} images are {batches} batches of "
                 f"{batch_size}; give at most num_shards={batches}, or a smaller features.run.batch_size="
