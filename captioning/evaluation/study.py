@@ -133,7 +133,10 @@ def runs_table(settings: Sequence[Setting]) -> Table:
         count = f"{run.parameters:,}" if run.parameters else ""
         rows.append([name, *cells, count, state])
     note = "Every run's epoch of the best CIDEr-D; no intervals."
-    return Table("Validation by run", ["run", *_COLUMNS, "parameters", ""], rows, note)
+    header = ["run", *_COLUMNS, "parameters", ""]
+    if not any(row[-1] for row in rows):  # all are finished
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    return Table("Validation by run", header, rows, note)
 
 
 def differences_tables(settings: Sequence[Setting]) -> list[Table]:
