@@ -212,7 +212,7 @@ class TestDataModule:
     ) -> None:
         few = [record._replace(captions=record.captions[:2]) for record in RECORDS]
         build(few, features, batch_size=20, captions_per_image=5).train_dataloader()
-        assert "captions_per_image=5: batches have 8 captions on average, not 20" in caplog.text
+        assert "captions_per_image=5: full batches have 8 captions on average and not 20" in caplog.text
 
     def test_worker_processes_read_the_same(self, data: CaptionDataModule) -> None:
         alone = [batch.features for batch in data.image_dataloader("val")]

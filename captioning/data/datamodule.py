@@ -198,15 +198,12 @@ class CaptionDataModule(LightningDataModule):
             per_image=self.captions_per_image,
             **self._share(),
         )
-        if (mean := len(lengths) / max(1, -(-sampler.num_groups // sampler.groups_per_batch))) < (
-            0.8 * min(self.batch_size, len(lengths))
-        ):
+        mean = self.batch_size / self.captions_per_image * len(lengths) / sampler.num_groups
+        if mean < 0.8 * self.batch_size:
             log.warning(
-                "data.captions_per_image=%d: batches have %.0f captions on average, not %d, as most images "
-                "have fewer; an epoch takes so many more steps",
-                self.captions_per_image,
-                mean,
-                self.batch_size,
+                "data.captions_per_image=%d: full batches have %.0f captions on average and not %d, since "
+                "images have fewer; an epoch takes more steps",
+                *(self.captions_per_image, mean, self.batch_size),
             )
         sampler.go_on(**self._position)  # workers fetch before Lightning sets a resumed run's epoch
         self._position, self._sampler = {"epoch": self._position["epoch"]}, sampler
