@@ -40,6 +40,7 @@ from captioning.evaluation import (
     write_report,
 )
 from captioning.evaluation.report import print_table
+from captioning.features import kind_of
 from captioning.metrics import scored_tokens
 from captioning.predictor import load_members
 from captioning.training.assembly import build_decoder, data_options, own_options, plain
@@ -214,12 +215,10 @@ def evaluation_data(
     if not path.exists():  # a file, or a folder of shards
         moved = "; if it moved since training, give features_path=…" if data is None else ""
         raise InputError(f"there is no feature file {path}; make it with python -m captioning.extract{moved}")
-    # The precision of the extraction does not make features incompatible.
-    provenance = {key: value for key, value in metadata["provenance"].items() if key != "precision"}
     overrides = {
         "features_path": str(path),
         "feature_splits": [split],
-        "provenance": provenance,
+        "provenance": kind_of(metadata["provenance"]),
         "vocabulary": loaded.vocabulary,
         "tokenizer": None,  # that of the vocabulary
     }

@@ -25,7 +25,7 @@ from torch import Tensor
 from captioning import checkpoint, portable
 from captioning.decoding import Decoded, Ensemble, alternatives, words_to_ids
 from captioning.errors import InputError
-from captioning.features import RegionFeatures, check_provenance, is_one_image, reread, to_image
+from captioning.features import RegionFeatures, check_provenance, is_one_image, kind_of, reread, to_image
 from captioning.files import CONF
 from captioning.models.base import CaptionModel
 from captioning.vocabulary import Vocabulary, printable
@@ -304,7 +304,7 @@ def load_members(
     for member, name in zip(members, paths, strict=True):
         if any(member.metadata[part] != first.metadata[part] for part in ("words", "tokenizer")):
             raise InputError(f"{name} has other words than {paths[0]}; an ensemble needs one vocabulary")
-        check_provenance(name, member.metadata["provenance"], first.metadata["provenance"])
+        check_provenance(name, member.metadata["provenance"], kind_of(first.metadata["provenance"]))
     if len(members) == 1:
         return first
     return first._replace(model=Ensemble([member.model for member in members]).eval())

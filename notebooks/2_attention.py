@@ -224,7 +224,7 @@ display(Markdown("\n".join(rows)))
 # Does that make it look better? Compare *first: kind* of the two rows. It can, but nothing makes it: of three seeds that were trained
 # for four epochs ([RESULTS.md](RESULTS.md#where-attention-points)), one said "a red square", got *square* right, and looked
 # elsewhere. How? It saw the kind already while it looked for the colour, the GRU remembers it, and so attention is free to look for
-# what comes next. A right word is no evidence for the look. The loss asks for the words only, and is content with a mixture of many cells as long as they can be told from it.
+# what comes next. A right word does not show that the model looked there. The loss asks for the words only, and is content with a mixture of many cells as long as they can be told from it.
 #
 # So ask for it: add to the loss the entropy of the maps, as a share of the greatest possible, times 0.03
 # (`objective=focused_attention`, what the toy experiment trains with).

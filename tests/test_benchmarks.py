@@ -34,7 +34,7 @@ def test_all_are_listed() -> None:
         (
             "growth",
             ["--axes", "captions", "images", "beams", "--repeats", "1", "--output", os.devnull],
-            "faster than linear",
+            "read_encoded_and_ready  MB",
         ),
         ("gpu", ["--tiny", "--seconds", "60"], "Transformer, eager"),
         ("metrics", ["--images", "100", "--repeats", "1"], "reward of 320 candidates"),

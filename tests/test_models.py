@@ -235,8 +235,11 @@ class TestAdditiveAttention:
     def test_many_rows_score_as_few(self) -> None:
         attention = AdditiveAttention(value_dim=3, query_dim=4, attention_dim=5)
         query, keys = torch.randn(2 * ROWS + 1, 5), torch.randn(2 * ROWS + 1, 6, 5)
+        blocks: list[int] = []
+        attention.score.register_forward_hook(lambda layer, inputs, output: blocks.append(len(output)))
         with torch.no_grad():
             found = attention.energies(query, keys)
+        assert blocks == [ROWS, ROWS, 1]
         torch.testing.assert_close(found, attention.energies(query, keys))
 
     def test_zero_score_vector_gives_uniform_weights(self) -> None:

@@ -122,9 +122,10 @@ def test_a_command_gets_what_was_typed(
 def test_folders_may_be_given_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=0.1,seed=0").mkdir()
-    given = ["runs/a", "output_dir=out", "lr=0.1,seed=0", "it's", "--cfg", "2024_01"]
+    given = ["runs/a", "output_dir=out", "lr=0.1,seed=0", "it's", "--cfg", "job", "2024_01", "a\\b"]
     *others, folders = keep_names(gather_positional(given, "folders"))
-    assert others == ["output_dir=out", "--cfg"]
-    assert arrives(folders) == ["runs/a", "lr=0.1,seed=0", "it's", "2024_01"]
+    assert others == ["output_dir=out", "--cfg", "job"]
+    assert arrives(folders) == ["runs/a", "lr=0.1,seed=0", "it's", "2024_01", "a\\b"]
     assert arrives(keep_names(gather_positional(["it's"], "folders"))[-1]) == "it's"
+    assert arrives(keep_names(gather_positional(["-"], "image"))[-1]) == "-"
     assert gather_positional(["output_dir=out"], "folders") == ["output_dir=out"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from captioning.errors import InputError
 from captioning.features import CacheWriter, FeatureCache, Shard, extract, layout, verify
-from captioning.features.cache import Row
+from captioning.features.cache import Row, check_provenance, kind_of
 from captioning.features.stores import STORES
 from captioning.files import partial_path
 from tests.faults.caches import Pools, draw_images
@@ -145,8 +145,13 @@ class TestCache:
         with pytest.raises(InputError, match=message):
             FeatureCache(folder)
 
+    def test_precision_and_store_make_features_no_other_kind_for_a_model(self) -> None:
+        ours = {"node": "Mixed_7b", "precision": "bfloat16", "store": "int8"}
+        assert kind_of(ours) == {"node": "Mixed_7b"}
+        check_provenance("f.h5", ours, kind_of({"node": "Mixed_7b", "precision": "float32"}))
+
     def test_an_unknown_store_names_those_there_are(self, images: dict[str, Path], tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="features.run.store=int4 must be one of float16, int8"):
+        with pytest.raises(InputError, match="stored as 'int4'; features.run.store is one of float16, int8"):
             make(images, tmp_path / "f.h5", store="int4")
 
 

@@ -85,7 +85,7 @@ def command(
                     raise
                 name = str(error).rpartition(".")[2].strip(" '")
                 _exit_with(f"{name} is not installed; pip install 'captioning[sweep]'")
-            except (InputError, OSError) as error:  # of a sweep's run; Hydra could not make the run folder
+            except (InputError, OSError) as error:  # from a sweep's run; from making the run folder
                 if (problem := input_error(error)) is None:
                     raise
                 _exit_with(problem)

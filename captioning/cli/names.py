@@ -18,11 +18,13 @@ from hydra.errors import HydraException
 from captioning.errors import InputError
 
 _NAMES = """
-    annotations checkpoint compare data_root default_root_dir dir document_frequencies features_path file
-    files folders image images name optional_splits output output_dir path picture project references results
-    resume root save_dir save_document_frequencies scores splits start_from storage subdir submitit_folder
-    tokens trust weights
+    annotations checkpoint compare copy_from data_root default_root_dir dir document_frequencies
+    features_path file files folders image images name optional_splits output output_dir path picture
+    project references results resume root save_dir save_document_frequencies scores splits start_from
+    storage subdir submitit_folder tokens trust weights
 """
+# Flags of Hydra that are followed by a value of their own.
+_HYDRAS_FLAGS = re.compile("--?(?:c|cfg|cd|config-dir|cp|config-path|cn|config-name|p|package|i|info)")
 # Last parts of keys whose values name files, runs and the like; splits.train counts by the part before.
 NAMES = frozenset(_NAMES.split())
 # A quoted text between commas, or whatever stands between them.
@@ -53,17 +55,19 @@ def gather_positional(arguments: Sequence[str], key: str) -> list[str]:
         arguments: of the command line, without the command.
         key: of the option that they are the values of.
     """
-
-    def is_positional(argument: str) -> bool:
-        # The folder of a run may be named after its options: lr=0.1.
-        return not argument.startswith(("-", "+", "~")) and ("=" not in argument or Path(argument).exists())
-
-    values = [argument for argument in arguments if is_positional(argument)]
-    others = [argument for argument in arguments if not is_positional(argument)]
+    values: list[str] = []
+    others: list[str] = []
+    before = ""
+    for argument in arguments:
+        # The folder of a run may be named after its options: lr=0.1. "-" is standard input.
+        is_option = argument.startswith(("-", "+", "~")) and argument != "-"
+        is_option |= "=" in argument and not Path(argument).exists()
+        (others if is_option or _HYDRAS_FLAGS.fullmatch(before) else values).append(argument)
+        before = argument
     if not values:
         return others
-    escaped = ["'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'" for value in values]
-    return [*others, f"{key}={escaped[0]}" if len(values) == 1 else f"{key}=[{','.join(escaped)}]"]
+    names = [_as_text(value) for value in values]
+    return [*others, f"{key}={names[0]}" if len(names) == 1 else f"{key}=[{','.join(names)}]"]
 
 
 def refuse_numbers(options: Any) -> None:
@@ -116,6 +120,10 @@ def _quote(text: str) -> str:
         value = OverridesParser.create().parse_override(f"name={text}").value()
         if value is None or isinstance(value, str | QuotedString):
             return text
+    return _as_text(text)
+
+
+def _as_text(text: str) -> str:
     # A backslash is one, except before a quotation mark and at the end.
     escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text.strip())
     return f"'{escaped}'"

@@ -202,8 +202,10 @@ class CaptionDataModule(LightningDataModule):
         if mean < 0.8 * self.batch_size:
             log.warning(
                 "data.captions_per_image=%d: full batches have %.0f captions on average and not %d, since "
-                "images have fewer; an epoch takes more steps",
-                *(self.captions_per_image, mean, self.batch_size),
+                "images do not fill their groups; an epoch takes more steps",
+                self.captions_per_image,
+                mean,
+                self.batch_size,
             )
         sampler.go_on(**self._position)  # workers fetch before Lightning sets a resumed run's epoch
         self._position, self._sampler = {"epoch": self._position["epoch"]}, sampler

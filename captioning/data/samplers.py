@@ -133,7 +133,7 @@ class LengthBuckets(Sampler[list[int]]):
             return [[item] for item in range(len(self.lengths))]
         groups = []
         for items in self._items_of_image.values():
-            if len(items) > self.per_image > 1:
+            if len(items) > self.per_image:
                 items = generator.sample(items, len(items))
             groups += [items[i : i + self.per_image] for i in range(0, len(items), self.per_image)]
         return groups

@@ -3,7 +3,7 @@
 from captioning.features.backbone import Backbone
 from captioning.features.batches import Extractor
 from captioning.features.bottom_up import BottomUpFiles
-from captioning.features.cache import FeatureCache, check_provenance
+from captioning.features.cache import FeatureCache, check_provenance, kind_of
 from captioning.features.extraction import Report, extract, extract_missing
 from captioning.features.frozen import FrozenExtractor
 from captioning.features.image_paths import find_images
@@ -36,6 +36,7 @@ __all__ = [
     "files_of",
     "find_images",
     "is_one_image",
+    "kind_of",
     "read_image",
     "reread",
     "to_image",

@@ -62,6 +62,11 @@ class _Opened(NamedTuple):
     features: Any
 
 
+def kind_of(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes features another kind for a model: all but the precision and the way of storing."""
+    return {key: value for key, value in provenance.items() if key not in ("precision", "store")}
+
+
 class FeatureCache:
     """Reads rows by image id; every process opens its own handles, so loader workers can share the object.
 

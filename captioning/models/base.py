@@ -5,7 +5,8 @@ that one word makes (`step`) and the projection of a hidden vector to the vocabu
 forcing, greedy decoding, sampling, beam search, rewards and attention maps are each written once against
 these four.
 
-Legend of every file: B images, R regions, D feature size, H hidden, T words, V vocabulary, K beams.
+Legend of every file: B images, C captions where they share images, R regions, D feature size, H hidden,
+T words, V vocabulary, K beams.
 """
 
 from abc import ABC, abstractmethod

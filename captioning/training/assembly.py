@@ -19,7 +19,7 @@ from captioning import checkpoint
 from captioning.data import CaptionDataModule
 from captioning.decoding import Decoded, words_to_ids
 from captioning.errors import InputError
-from captioning.features import check_provenance, extract_missing
+from captioning.features import check_provenance, extract_missing, kind_of
 from captioning.features.weights import is_file_name
 from captioning.metrics import scored_tokens
 from captioning.models import fit_standardization
@@ -298,9 +298,7 @@ def load_weights(module: CaptioningModule, start: dict[str, Any], data: CaptionD
         InputError: they are another model's, or were trained on features of another kind.
     """
     metadata = start["captioning"]
-    # The precision of the extraction is no difference of kind.
-    provenance = {key: value for key, value in data.cache.provenance.items() if key != "precision"}
-    check_provenance(f"the run {path}", metadata["provenance"], provenance)
+    check_provenance(f"the run {path}", metadata["provenance"], kind_of(data.cache.provenance))
     checkpoint.check_kinds(path, start["state_dict"], module.state_dict())
     try:
         module.load_state_dict(start["state_dict"])
