@@ -114,9 +114,10 @@ def test_padded_regions_are_left_out_where_the_encoder_takes_a_mask(
     theirs = captioner(tmp_path / "graphs")
     assert batch.mask is not None
     with torch.no_grad():
-        plain = greedy(model, batch.features, batch.mask, max_words=20).tokens
-        options = {"max_words": 20, "beam_size": 5, "length_score": average}
-        searched = beam_search(model, batch.features, batch.mask, rules=[Forbidden()], **options).tokens
+        options: dict[str, Any] = {"max_words": 20, "rules": [Forbidden()]}
+        plain = greedy(model, batch.features, batch.mask, **options).tokens
+        options |= {"beam_size": 5, "length_score": average}
+        searched = beam_search(model, batch.features, batch.mask, **options).tokens
     for row in range(3):
         given = {"features": batch.features[row : row + 1].numpy(), "mask": batch.mask[row : row + 1].numpy()}
         assert theirs.greedy(given) == [word for word in plain[row].tolist() if word], row
