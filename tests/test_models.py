@@ -34,6 +34,13 @@ def step_by_step(model: CaptionModel, batch: Batch) -> Output:
     return CaptionModel.unroll(model, memory, batch.tokens[:, :-1])
 
 
+def loss_and_gradients(family: str, batch: Batch) -> list[Tensor]:
+    model = build(family)
+    loss = CrossEntropy()(model, batch).loss
+    loss.backward()
+    return [loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
 def test_teacher_forcing_equals_step_by_step(model: CaptionModel, ragged: Batch) -> None:
     fast = model(ragged.features, ragged.tokens[:, :-1], ragged.mask)
     slow = step_by_step(model, ragged)
@@ -70,13 +77,9 @@ def test_captions_that_share_an_image_equal_captions_of_copies(family: str, ragg
     assert ragged.mask is not None
     shared = ragged._replace(image_rows=rows)
     copies = ragged._replace(features=ragged.features[rows], mask=ragged.mask[rows])
-    results = []
-    for batch in (shared, copies):
-        model = build(family)
-        loss = CrossEntropy()(model, batch).loss
-        loss.backward()
-        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
-    for one, other in zip(*results, strict=True):
+    for one, other in zip(
+        loss_and_gradients(family, shared), loss_and_gradients(family, copies), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
@@ -87,13 +90,9 @@ def test_features_of_fewer_images_than_captions_are_refused(model: CaptionModel,
 
 def test_padded_words_change_neither_loss_nor_gradients(family: str, ragged: Batch) -> None:
     longer = ragged._replace(tokens=functional.pad(ragged.tokens, (0, 3), value=PAD))
-    results = []
-    for batch in (ragged, longer):
-        model = build(family)
-        loss = CrossEntropy()(model, batch).loss
-        loss.backward()
-        results.append([loss.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
-    for one, other in zip(*results, strict=True):
+    for one, other in zip(
+        loss_and_gradients(family, ragged), loss_and_gradients(family, longer), strict=True
+    ):
         torch.testing.assert_close(one, other)
 
 

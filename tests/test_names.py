@@ -127,5 +127,7 @@ def test_folders_may_be_given_without_a_key(tmp_path: Path, monkeypatch: pytest.
     assert others == ["output_dir=out", "--cfg", "job"]
     assert arrives(folders) == ["runs/a", "lr=0.1,seed=0", "it's", "2024_01", "a\\b"]
     assert arrives(keep_names(gather_positional(["it's"], "folders"))[-1]) == "it's"
+    with pytest.raises(InputError, match=r"found a.jpg and image=b.jpg; give all as image=\[…\]"):
+        gather_positional(["a.jpg", "image=b.jpg"], "image")
     assert arrives(keep_names(gather_positional(["-"], "image"))[-1]) == "-"
     assert gather_positional(["output_dir=out"], "folders") == ["output_dir=out"]

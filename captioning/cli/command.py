@@ -74,9 +74,9 @@ def command(
             _new_folder.cache_clear()
             prefer_own_options()
             typed = sys.argv
-            arguments = gather_positional(typed[1:], positional) if positional else typed[1:]
-            sys.argv = [typed[0], *keep_names(arguments)]
             try:
+                arguments = gather_positional(typed[1:], positional) if positional else typed[1:]
+                sys.argv = [typed[0], *keep_names(arguments)]
                 return run()
             except HydraException as error:
                 _exit_with(options_error(error, config_name, typed[1:]))

@@ -54,6 +54,9 @@ def gather_positional(arguments: Sequence[str], key: str) -> list[str]:
     Args:
         arguments: of the command line, without the command.
         key: of the option that they are the values of.
+
+    Raises:
+        InputError: the option is there too, and one of the two would be lost.
     """
     values: list[str] = []
     others: list[str] = []
@@ -66,6 +69,8 @@ def gather_positional(arguments: Sequence[str], key: str) -> list[str]:
         before = argument
     if not values:
         return others
+    if twice := [argument for argument in others if argument.startswith(f"{key}=")]:
+        raise InputError(f"found {values[0]} and {twice[0]}; give all as {key}=[…], or all without {key}=")
     names = [_as_text(value) for value in values]
     return [*others, f"{key}={names[0]}" if len(names) == 1 else f"{key}=[{','.join(names)}]"]
 

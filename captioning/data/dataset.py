@@ -101,10 +101,8 @@ class CaptionDataset(_CachedDataset):
             words.extend(vocabulary.encode(text, max_words=max_words))
             ends.append(len(words))
         self._words, self._ends = np.array(words), np.array(ends)  # caption i ends at ends[i + 1]
-        counts = [len(record.captions) for record in self.records]
-        self._rows = np.repeat(
-            np.arange(len(counts), dtype=np.int32), np.array(counts, int)
-        )  # record of each caption
+        counts = np.array([len(record.captions) for record in self.records], int)
+        self._rows = np.repeat(np.arange(len(counts), dtype=np.int32), counts)  # record of each caption
 
     def __len__(self) -> int:
         return len(self._rows)
