@@ -6,6 +6,7 @@ Lightning's own launcher (`trainer=ddp` without torchrun) starts the others when
 """
 
 import functools
+import multiprocessing
 import os
 import signal
 import threading
@@ -103,13 +104,21 @@ def _store() -> Any:
             "they find each other; start them with torchrun, or set both and give hydra.run.dir=<folder>"
         )
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return distributed.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=rank == 0 and not served,
-        wait_for_workers=False,
-        multi_tenant=True,  # torch's process group opens another at this port
-    )
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    try:
+        return distributed.TCPStore(  # type: ignore[attr-defined]
+            host,
+            int(port),
+            is_master=rank == 0 and not served,
+            wait_for_workers=False,
+            multi_tenant=True,  # torch's process group opens another at this port
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"process {rank} of {size} can't meet the others at {host}:{port} "
+            f"({str(error).splitlines()[0]}); set MASTER_ADDR to the host of the first process and "
+            "MASTER_PORT to a free port there, the same for all"
+        ) from error
 
 
 def gather(value: Any) -> list[Any]:
@@ -135,7 +144,10 @@ def shield_worker(worker: int) -> None:
             signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+        # The process that asked for this one; where a server forks for all, that is not `os.getppid()`.
+        parent = multiprocessing.parent_process()
+        pid = os.getppid() if parent is None else parent.pid
+        threading.Thread(target=_obey_parent, args=(pid,), daemon=True).start()
 
 
 def _obey_parent(parent: int) -> None:

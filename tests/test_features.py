@@ -544,6 +544,12 @@ class TestBackbone:
         values = deep(torch.nn.functional.interpolate(patches, (96, 96), mode="bilinear").to(torch.uint8))
         assert 0.05 < values.std() < 20
 
+    def test_loader_processes_get_its_transform_without_its_network(self, backbone: Backbone) -> None:
+        """Where processes are not forked they get it pickled, which a network that was cut cannot be."""
+        image = Image.new("RGB", (20, 10), (255, 0, 0))
+        alone = pickle.dumps(backbone.transform)
+        assert len(alone) < 1000 and torch.equal(pickle.loads(alone)(image), backbone.transform(image))
+
     def test_it_stays_frozen(self, backbone: Backbone) -> None:
         backbone.train()
         assert not backbone.training and not any(p.requires_grad for p in backbone.parameters())

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -294,6 +295,16 @@ class TestWhoIsFirst:
         ):
             from_first("folder", str)
 
+    def test_a_port_that_is_taken_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            for name, value in (("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")):
+                monkeypatch.setenv(name, value)
+            monkeypatch.setenv("MASTER_PORT", str(port))
+            processes._store.cache_clear()
+            with pytest.raises(InputError, match=rf"can't meet the others at 127.0.0.1:{port} .*free port"):
+                from_first("folder", str)
+
     def test_one_whose_first_has_ended_says_so(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Gone:
             def check(self, keys: list[str]) -> bool:
@@ -355,9 +366,11 @@ class Slow(torch.utils.data.Dataset):
         return os.getpid()
 
 
-@pytest.fixture
-def loader() -> Iterator[Any]:
-    yield iter(DataLoader(Slow(), num_workers=1, worker_init_fn=shield_worker))
+@pytest.fixture(params=["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
+def loader(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Of a process that is forked, or asked of a server that forks for all (Python 3.14's default)."""
+    options = {"num_workers": 1, "multiprocessing_context": request.param}
+    yield iter(DataLoader(Slow(), **options, worker_init_fn=shield_worker))
 
 
 class TestLoaderProcesses:

@@ -380,6 +380,12 @@ class TestBottomUp:
         assert report.unreadable == [("5", "none of the files has this image")] and report.done_now == 2
         assert FeatureCache(tmp_path / "f.h5").read(["7"])[0, 0].tolist() == SECOND[0].tolist()
 
+    def test_images_that_files_cannot_tell_apart_are_refused(self, tsv: Path, tmp_path: Path) -> None:
+        with pytest.raises(
+            InputError, match=r"images a/7.jpg and b/7.jpg would both be 7 in published files"
+        ):
+            convert(tsv, ["a/7.jpg", "b/7.jpg"], tmp_path / "f.h5")
+
     def test_rows_before_a_damaged_line_are_kept_and_a_better_copy_completes_them(
         self, tsv: Path, tmp_path: Path
     ) -> None:

@@ -1,6 +1,7 @@
 """Progress on the terminal: images a second and time left, bytes of a download."""
 
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -16,11 +17,12 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+SECONDS = 30  # between two lines where there is no terminal
 Batch = TypeVar("Batch", bound=Sequence)
 
 
 def extraction_progress(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
-    """Show progress over batches whose first entry is the list of their rows.
+    """Show progress over batches whose first entry is the list of their rows; without a terminal, lines.
 
     Args:
         batches: passed through.
@@ -33,12 +35,18 @@ def extraction_progress(batches: Iterable[Batch], total: int) -> Iterator[Batch]
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total, rate="")
+        done, shown = 0, time.monotonic()
         for batch in batches:
             yield batch
+            done += len(batch[0])
             speed = progress.tasks[0].speed
-            progress.update(task, advance=len(batch[0]), rate=f"{speed:.1f} images/s" if speed else "")
+            progress.update(task, completed=done, rate=f"{speed:.1f} images/s" if speed else "")
+            if not console.is_terminal and time.monotonic() - shown > SECONDS:
+                print(f"extracted {done} of {total} images", file=sys.stderr, flush=True)
+                shown = time.monotonic()
 
 
 class DownloadProgress:

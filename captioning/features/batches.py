@@ -44,7 +44,7 @@ class RowFiles(Protocol):
 Extractor = FrozenExtractor | RowFiles
 
 
-class Batch(NamedTuple):
+class FeatureBatch(NamedTuple):
     """Row numbers; for each its content or why there is none, and the fingerprint of its picture."""
 
     rows: list[int]
@@ -69,7 +69,7 @@ def batches_to_store(
     num_workers: int,
     autocast: bool,
     gpu: int,
-) -> tuple[Iterator[Batch], int]:
+) -> tuple[Iterator[FeatureBatch], int]:
     """Return the batches to store, and how many rows they have in all."""
     if isinstance(extractor, RowFiles):
         return _read_files(extractor, writer, batch_size), len(writer.to_do)
@@ -130,7 +130,7 @@ def _collate(items: list[tuple[int, Tensor | str, Fingerprint | None]]) -> Decod
 
 def _run_network(
     extractor: FrozenExtractor, loader: Iterable[Decoded], writer: CacheWriter, autocast: bool, gpu: int
-) -> Iterator[Batch]:
+) -> Iterator[FeatureBatch]:
     gpus = torch.cuda.device_count()
     device = torch.device("cuda", gpu % gpus) if gpus else torch.device("cpu")
     extractor = extractor.to(device)
@@ -141,23 +141,31 @@ def _run_network(
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 made = RegionFeatures.of(extractor(images.to(device))).rows()
             contents = [errors.get(row, content) for row, content in zip(rows, made, strict=True)]
-        yield Batch(rows, contents, fingerprints)
+        yield FeatureBatch(rows, contents, fingerprints)
 
 
-def _read_files(files: RowFiles, writer: CacheWriter, batch_size: int) -> Iterator[Batch]:
+def _read_files(files: RowFiles, writer: CacheWriter, batch_size: int) -> Iterator[FeatureBatch]:
     """Read what is to do from published files; images they lack come last, with an error message."""
     # Published files name images by number, some of our readers by file name.
-    waiting = {Path(writer.image_ids[row]).stem: int(row) for row in writer.to_do}
+    waiting: dict[str, int] = {}
+    for row in writer.to_do:
+        stem = Path(writer.image_ids[row]).stem
+        if stem in waiting:
+            raise InputError(
+                f"images {printable(writer.image_ids[waiting[stem]])} and {printable(writer.image_ids[row])} "
+                f"would both be {printable(stem)} in published files; give images names that differ"
+            )
+        waiting[stem] = int(row)
     # Rows leave `waiting` while the files are read, so that the first of two lines of an image counts.
     found = ((waiting.pop(image_id), content) for image_id, content in files.read_rows(waiting))
     while batch := list(islice(found, batch_size)):
         rows, contents = zip(*batch, strict=True)
-        yield Batch(list(rows), list(contents), [None] * len(rows))
+        yield FeatureBatch(list(rows), list(contents), [None] * len(rows))
     lacking: list[Row | str] = ["none of the files has this image"] * len(waiting)
-    yield Batch(list(waiting.values()), lacking, [None] * len(waiting))
+    yield FeatureBatch(list(waiting.values()), lacking, [None] * len(waiting))
 
 
-def write_batch(writer: CacheWriter, batch: Batch) -> list[tuple[str, str]]:
+def write_batch(writer: CacheWriter, batch: FeatureBatch) -> list[tuple[str, str]]:
     """Write the rows of a batch that are still to do; return ids and error messages of unreadable images."""
     failures = []
     for row, content, fingerprint in zip(*batch, strict=True):

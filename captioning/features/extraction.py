@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captioning.errors import InputError
-from captioning.features.batches import Batch, Extractor, RowFiles, batches_to_store, write_batch
+from captioning.features.batches import (
+    Extractor,
+    FeatureBatch,
+    RowFiles,
+    batches_to_store,
+    write_batch,
+)
 from captioning.features.cache import FeatureCache, check_provenance
 from captioning.features.copying import copy_features
 from captioning.features.images import read_image
@@ -21,7 +27,8 @@ from captioning.vocabulary import printable
 
 log = logging.getLogger(__name__)
 
-
+# Shows progress over batches with so many rows in all.
+Progress = Callable[[Iterable[FeatureBatch], int], Iterable[FeatureBatch]]
 _MAX_SHOWN = 20  # unreadable images that the log names
 
 
@@ -93,7 +100,7 @@ def extract(
     repair: bool = False,
     copy_from: str | Path | None = None,
     gpu: int = 0,
-    progress: Callable[[Iterable[Batch], int], Iterable[Batch]] = lambda batches, total: batches,
+    progress: Progress = lambda batches, total: batches,
 ) -> Report:
     """Fill the cache at `path` with the features of all images.
 

@@ -116,7 +116,11 @@ class Pictures:
     def _read(self, image_ids: Iterable[str]) -> None:
         new = [image_id for image_id in image_ids if image_id not in self._digests]
         if len(new) >= _MANY:
-            log.info("%d pictures have moved or were touched; comparing their content", len(new))
+            message = (
+                "%d pictures have moved or were touched; comparing their content, each time until captioning "
+                "extract has recorded where they are"
+            )
+            log.info(message, len(new))
         self._digests.update(_in_threads(self._digest, new))
 
     def _state(self, image_id: str) -> tuple[int, int] | None:

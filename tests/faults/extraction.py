@@ -31,6 +31,7 @@ class Extraction:
         self.start: bytes | None = None
         self.table = world.folder / "all.csv"
         self.workers = "1" if name == "workers" else "0"
+        self.store = "int8" if name == "int8 rows" else "float16"
         if name == "added pictures":
             self.table = world.folder / "some.csv"
             self.run()
@@ -45,7 +46,7 @@ class Extraction:
             *self.world.options[:1], *EXTRACTOR, "experiment=toy", "data=pairs",
             f"data.reader.file={self.table}", f"data.reader.images={self.world.root}/toy/images",
             f"features.path={self.path}", f"features.run.num_workers={self.workers}",
-            f"hydra.run.dir={self.world.folder}/run", *more,
+            f"features.run.store={self.store}", f"hydra.run.dir={self.world.folder}/run", *more,
         ]  # fmt: skip
 
     def run(self, *more: str) -> None:
@@ -62,7 +63,7 @@ def run(settings: Settings) -> Iterator[Tally]:
     """Kill extractions, also several times in a row, and compare what they finish with."""
     world = World(settings.room("extraction"))
     prepare(world)
-    ways = [Extraction(world, name) for name in ("new", "workers", "added pictures")]
+    ways = [Extraction(world, name) for name in ("new", "workers", "added pictures", "int8 rows")]
     chains = settings.cases(80)
     print(f"  undisturbed: {', '.join(f'{way.name} {way.seconds:.1f} s' for way in ways)}", flush=True)
 
