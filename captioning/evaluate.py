@@ -96,7 +96,7 @@ def main(config: DictConfig) -> list[Evaluation]:
         captions = {str(config.checkpoint): {key: found.captions[key] for key in references.records}}
         milliseconds = round(found.milliseconds_per_image, 3)
         details = {"decoding": plain(config.decoding), "milliseconds_per_image": milliseconds}
-    num_first = len(sides[0]) if len(files) > 2 else None
+    num_first = len(sides[0]) if options["compare"] and len(files) > 2 else None
     return report(config.output_dir, captions, references, metrics, options, details, num_first)
 
 

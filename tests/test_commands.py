@@ -237,6 +237,12 @@ class TestCaption:
         names = picture_paths(str(tmp_path / "new"), paths)
         assert [name.name for name in names.values()] == ["1.png", "b_1.png", "a_1.png", "2.png"]
         assert (tmp_path / "new").is_dir()
+        same = [Path(f"a/{name}.jpg") for name in ("dog", "Dog", "DOG")]  # one file on some file systems
+        assert [name.name for name in picture_paths(str(tmp_path), same).values()] == [
+            "dog.png", "a_Dog.png", "DOG_2.png",
+        ]  # fmt: skip
+        many = [Path(f"{number}/1.jpg") for number in range(20_000)]  # in no more than linear time
+        assert len(set(picture_paths(str(tmp_path), many).values())) == 20_000
         [alone] = picture_paths(f"{tmp_path}/folder/", paths[:1]).values()
         assert alone == tmp_path / "folder" / "1.png"
 

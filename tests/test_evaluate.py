@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -421,6 +422,16 @@ class TestPage:
         (tmp_path / "bad.jpg").write_bytes(b"\xff\xd8 no")
         assert thumbnail(tmp_path / "bad.jpg") is None
 
+    def test_pictures_look_as_the_network_sees_them(self, tmp_path: Path) -> None:
+        """Transparent places are white, whatever colour hides there, and 16 bits are scaled to 8."""
+        Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+        Image.fromarray(np.full((8, 8), 30_000, np.uint16)).save(tmp_path / "deep.png")
+        for name, grey in (("clear.png", 255), ("deep.png", 117)):
+            content = thumbnail(tmp_path / name)
+            assert content is not None
+            shown = np.asarray(Image.open(io.BytesIO(content)))
+            assert np.abs(shown.astype(int) - grey).max() <= 2
+
     def test_controls_have_names(self, tmp_path: Path) -> None:
         parsed = Parsed(self.build(tmp_path))
         assert any("script-src 'unsafe-inline'" in meta.get("content", "") for meta in parsed.of("meta"))
@@ -501,6 +512,11 @@ class TestCommand:
         [model] = run(configured(tmp_path, *options))
         [file] = run(configured(tmp_path, *options, f"results={tmp_path / 'captions.json'}"))
         assert file.scores == model.scores and file.diversity == model.diversity and file.name == "captions"
+        for name in ("b", "c"):
+            shutil.copy(tmp_path / "captions.json", tmp_path / f"{name}.json")
+        several = f"results=[{tmp_path}/captions.json,{tmp_path}/b.json,{tmp_path}/c.json]"
+        scored = run(configured(tmp_path, *options, several))
+        assert [each.scores for each in scored] == [model.scores] * 3
 
     @pytest.mark.slow
     def test_a_mistake_leaves_no_file(self, checkpoint: Path, tmp_path: Path) -> None:
@@ -708,8 +724,8 @@ class TestCommand:
                 [],
                 "nothing to evaluate: give checkpoint=…, results=a.json, compare=[a.json,b.json] or people=true",
             ),
-            (["results=a", "compare=[a,b]"], "results= scores one file, compare= two"),
-            (["results=a", "people=true"], "and people=true the references; give one of them"),
+            (["results=a", "compare=[a,b]"], "results= scores files, compare= tests two"),
+            (["results=a", "people=true"], "and people=true scores the references; give one of them"),
             (["compare=[a]"], r"compare=['a'] must be a list of two files"),
             (["compare=a.json"], "compare=a.json must be a list of two files"),
             (["compare=[[a,b],[c]]"], "or of two lists, with the files of several runs of each setting"),

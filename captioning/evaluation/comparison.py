@@ -15,11 +15,11 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
-
+from captioning.errors import InputError
 from captioning.evaluation.references import References
 from captioning.evaluation.scoring import Evaluation
 from captioning.evaluation.tables import Table
+from captioning.features import read_image
 from captioning.files import write_text
 
 log = logging.getLogger(__name__)
@@ -214,9 +214,8 @@ def _picture_html(example: Example) -> str:
 def thumbnail(path: Path) -> bytes | None:
     """Shrink an image to a JPEG of at most 320 pixels' width; None where it cannot be read."""
     try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # what Pillow raises
+        upright = read_image(path)
+    except InputError:
         return None
     upright.thumbnail((THUMBNAIL, 4 * THUMBNAIL))
     file = io.BytesIO()

@@ -172,11 +172,18 @@ def picture_paths(target: str, images: Sequence[Path]) -> dict[Path, Path]:
         raise InputError(f"picture={target} names one file for {len(images)} images; give a folder")
     path.mkdir(parents=True, exist_ok=True)
     chosen: dict[Path, Path] = {}
+    taken: dict[
+        str, int
+    ] = {}  # names in lower case, as some file systems compare them, and the last number tried
     for image in dict.fromkeys(images):
-        numbered = (f"{image.stem}_{number}" for number in range(2, len(images) + 2))
-        names = [image.stem, f"{image.parent.name}_{image.stem}", *numbered]
-        free = (path / f"{name}.png" for name in names)
-        chosen[image] = next(file for file in free if file not in chosen.values())
+        name = image.stem
+        if name.casefold() in taken:
+            name = f"{image.parent.name}_{image.stem}"
+        while name.casefold() in taken:
+            taken[image.stem.casefold()] += 1
+            name = f"{image.stem}_{taken[image.stem.casefold()]}"
+        taken[name.casefold()] = 1
+        chosen[image] = path / f"{name}.png"
     return chosen
 
 
