@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 
 def _config_folder() -> Path:
@@ -50,8 +51,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         return
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The process id keeps two writers of the same file apart; the last one wins, with a whole file.
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    # Writers of the same file, perhaps on several machines, have different names; the last one wins, with a
+    # whole file.
+    temporary = path.with_name(f"{path.name}.{uuid4().hex[:8]}{PARTIAL}")
     try:
         yield temporary
         if temporary.is_file():

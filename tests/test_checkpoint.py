@@ -267,6 +267,13 @@ class TestTargets:
             ("data", {"eval_batch_size": 10**9}, "a whole number up to 100000"),
             ("data", {"eval_batch_size": "many"}, "has eval_batch_size = 'many'"),
             ("extractor", {"image_size": [299, 10**6]}, "has image_size = 1000000; needed is a whole number"),
+            (
+                "decoder",
+                {"beam_size": 10**9},
+                "has beam_size = 1000000000; needed is a whole number up to 1000",
+            ),
+            ("decoder", {"num_samples": 10**9}, "needed is a whole number up to 1000"),
+            ("extractor", {"max_regions": 10**9}, "needed is a whole number up to 10000"),
             ("reader", {"file": "/dev/zero"}, "names /dev/zero, which is neither a file nor a folder"),
         ],
     )
@@ -275,6 +282,7 @@ class TestTargets:
     ) -> None:
         target = {"model": "captioning.models.GRUAttention", "data": "captioning.data.CaptionDataModule"}
         target |= {"extractor": "captioning.features.Backbone", "reader": "captioning.data.read_pairs"}
+        target |= {"decoder": "captioning.decoding.beam_search"}
         with pytest.raises(InputError, match=message):
             checkpoint.build({"_target_": target[role], **options}, role)
 

@@ -13,6 +13,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from captioning import checkpoint
+from captioning.cli.main import COMMANDS
 from captioning.files import CONF
 from captioning.models import CaptionModel
 from captioning.tokenizers import Words
@@ -123,9 +124,7 @@ def test_an_experiment_sets_only_what_every_option_of_the_group_has(experiment: 
                 )
 
 
-@pytest.mark.parametrize(
-    "command", ["train", "extract", "demo", "caption", "compare", "evaluate", "export", "baseline"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_composes(command: str) -> None:
     compose_config(
         command, *(("output_dir=none",) if command in ("train", "extract", "demo", "baseline") else ())

@@ -20,7 +20,7 @@ from captioning.models import (
     pick,
     real_steps,
 )
-from captioning.models.attention import ROWS, AdditiveAttention
+from captioning.models.attention import ROWS_AT_ONCE, AdditiveAttention
 from captioning.models.encoder import masked_mean
 from captioning.models.recurrent import lstm_update, sort_by_length
 from captioning.objectives import CrossEntropy
@@ -233,12 +233,12 @@ def test_sorting_by_length_counts_running_captions() -> None:
 class TestAdditiveAttention:
     def test_many_rows_score_as_few(self) -> None:
         attention = AdditiveAttention(value_dim=3, query_dim=4, attention_dim=5)
-        query, keys = torch.randn(2 * ROWS + 1, 5), torch.randn(2 * ROWS + 1, 6, 5)
+        query, keys = torch.randn(2 * ROWS_AT_ONCE + 1, 5), torch.randn(2 * ROWS_AT_ONCE + 1, 6, 5)
         blocks: list[int] = []
         attention.score.register_forward_hook(lambda layer, inputs, output: blocks.append(len(output)))
         with torch.no_grad():
             found = attention.energies(query, keys)
-        assert blocks == [ROWS, ROWS, 1]
+        assert blocks == [ROWS_AT_ONCE, ROWS_AT_ONCE, 1]
         torch.testing.assert_close(found, attention.energies(query, keys))
 
     def test_zero_score_vector_gives_uniform_weights(self) -> None:

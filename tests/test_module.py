@@ -21,6 +21,7 @@ from captioning.training import AtomicCheckpointIO, assemble, trace_shapes
 from captioning.training.assembly import build_data, build_module
 from captioning.training.callbacks import move_batch
 from captioning.training.module import refuse_damaged_features
+from captioning.training.schedules import warmup_cosine
 from tests.conftest import batch_of, compose_config
 from tests.test_commands import call
 
@@ -261,6 +262,13 @@ def test_resuming_with_another_model_is_refused(
     resume = [*toy_overrides, "trainer.max_epochs=3", f"resume={trained}"]
     with pytest.raises(InputError, match="whose weights do not fit"):
         run(resume, tmp_path / "a", "model.hidden_dim=12")
+
+
+@pytest.mark.parametrize("share", ["warmup_share", "final_share"])
+def test_a_share_of_the_schedule_outside_0_to_1_is_refused(share: str) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    with pytest.raises(InputError, match=f"scheduler.{share} is 10; it is a share from 0 to 1"):
+        warmup_cosine(optimizer, 100, **{"warmup_share": 0.1, "final_share": 0.0, share: 10})
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,8 @@ def test_word_dropout_replaces_input_words_by_the_unknown_one_and_no_targets() -
     assert torch.equal(model.inputs[~real], batch.tokens[:, :-1][~real])
     with pytest.raises(InputError, match="word_dropout is 1; it is a probability below 1"):
         CrossEntropy(word_dropout=1)
+    with pytest.raises(InputError, match="label_smoothing is 5; it is a share below 1"):
+        CrossEntropy(label_smoothing=5)
 
 
 def test_the_end_of_the_longest_caption_is_a_target_and_start_never_is() -> None:
@@ -450,6 +452,18 @@ class TestSelfCritical:
         objective = self.objective()
         assert objective.rewards(["image0"], whole).item() == pytest.approx(10.0, abs=1e-4)
         assert objective.rewards(["image0"], cut).item() < 9
+
+    def test_recurrent_layers_can_go_backward_on_a_gpu(self) -> None:
+        """In evaluation mode cuDNN keeps nothing for it; dropout is off all the same."""
+        model = build("attentive_translator").train()
+        modes: set[tuple[bool, bool]] = set()
+        model.encoder.register_forward_hook(
+            lambda *_: modes.add(
+                (model.training, any(p.training for p in model.modules() if isinstance(p, torch.nn.LSTM)))
+            )
+        )
+        self.objective()(model, batch_of([[4, 5], [6], [4]]))
+        assert modes == {(False, True)} and all(part.training for part in model.modules())
 
     @pytest.mark.parametrize("baseline", ["leave_one_out", "greedy"])
     def test_its_gradient_is_that_of_the_enumerated_reward(self, baseline: str) -> None:

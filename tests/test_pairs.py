@@ -206,6 +206,8 @@ class TestFolders:
     def test_subfolders_named_in_one_table_are_its_splits(self, tmp_path: Path) -> None:
         file = write(tmp_path / "metadata.csv", "file_name,text\ntrain/0.png,a dog\nvalidation/0.png,a cat\n")
         assert [record.split for record in read_pairs(tmp_path)] == ["train", "val"]
+        write(file, "file_name,text\n./train/0.png,a dog\n./validation/0.png,a cat\n")
+        assert [record.split for record in read_pairs(tmp_path)] == ["train", "val"]
         write(file, "file_name,text,split\ntrain/0.png,a dog,test\nvalidation/0.png,a cat,test\n")
         assert [record.split for record in read_pairs(tmp_path)] == ["test", "test"]
         write(file, "file_name,text\ntrain/0.png,a dog\nmore/0.png,a cat\n")

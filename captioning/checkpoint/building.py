@@ -19,6 +19,14 @@ _LARGEST = {  # options of a stranger's file that could take a machine down by t
     "batch_size": 100_000,
     "eval_batch_size": 100_000,
     "max_words": 10_000,
+    "beam_size": 1000,
+    "num_best": 1000,
+    "groups": 1000,
+    "num_samples": 1000,
+    "min_regions": 10_000,
+    "max_regions": 10_000,
+    "num_regions": 10_000,
+    "num_proposals": 10_000,
 }
 
 

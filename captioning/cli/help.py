@@ -15,6 +15,11 @@ from captioning.files import CONF
 
 _KEY = re.compile(r"(?P<indent> *)(?P<key>[\w]+):(?P<value>(?: (?!#)\S.*?)?)(?:\s+# (?P<comment>.*))?$")
 _WIDTH = 30  # of the column of names
+# What commands read that inherit training's options, so that experiments name data and features for both.
+READ = {
+    "extract": ("data", "features", "experiment", "data_root"),
+    "baseline": ("data", "features", "experiment", "retrieval", "data_root", "seed"),
+}
 
 
 class Option(NamedTuple):
@@ -38,8 +43,12 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
         group, _, option = argument.partition("=")
         if group in groups and (CONF / group / f"{option}.yaml").is_file():
             groups |= {group: option, **_inner_groups(group, option)}
+    keys = command_keys(config_name)
+    if read := READ.get(config_name):
+        groups = {group: option for group, option in groups.items() if group.partition("/")[0] in read}
+        keys = [key for key in keys if key[0] in read or key in root.keys]
     lines = [*root.comment, "", f"usage: captioning {config_name} [key=value …]", ""]
-    lines += ["Options (key=default):", *_keys(command_keys(config_name)), ""]
+    lines += ["Options (key=default):", *_keys(keys), ""]
     shown = {**groups, "hydra/sweeper": "basic", "hydra/launcher": "basic"} if "trainer" in groups else groups
     for group, chosen in shown.items():
         lines += [f"{group}=…" + (f"   ({chosen})" if chosen else "   (none)")]
@@ -47,8 +56,12 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
             lines.append(_entry(f"  {path.stem}", _first_sentence(read_option(path).comment)))
         lines.append("")
     for group, chosen in groups.items():
-        if chosen and group != "experiment" and (keys := option_keys(group, chosen)):
-            lines += [f"keys of {group}={chosen}:", *_keys(keys, f"{group}."), ""]
+        if chosen and group != "experiment" and (found := option_keys(group, chosen)):
+            lines += [f"keys of {group}={chosen}:", *_keys(found, f"{group}."), ""]
+    if read:
+        lines.append(
+            "The other options of captioning train are accepted, since experiments set them, and not read."
+        )
     lines += [
         "--help group=option lists the keys of another option: --help model=transformer.",
         "Every key can be set: optimizer.lr=1e-4. Lists: 'decoding.required=[dog]'. A sweep: -m seed=0,1,2.",

@@ -37,7 +37,7 @@ def input_error(error: Exception) -> InputError | None:
     if isinstance(error, OSError):
         remedy = _REMEDIES.get(error.errno or 0)
         # The file that the user knows, not the temporary one of `atomic_write`.
-        name = re.sub(rf"\.\d+{re.escape(PARTIAL)}$", "", str(error.filename or error))
+        name = re.sub(rf"\.[0-9a-f]{{8}}{re.escape(PARTIAL)}$", "", str(error.filename or error))
         return InputError(f"{name}: {remedy}") if remedy else None
     if isinstance(error, InstantiationException):  # Hydra wraps what a constructor raises
         cause = error.__cause__

@@ -50,7 +50,8 @@ class CaptionDataModule(LightningDataModule):
         captions_per_image: captions of an image that a batch keeps together; it encodes the image once for
             them, with one draw of the encoder's dropout; see `LengthBuckets`. Divides `batch_size`.
         train_on: `captions`, or `images` for self-critical training (each image once an epoch).
-        prepare: makes the data set where it does not exist; called once per machine by `prepare_data`.
+        prepare: makes the data set where it does not exist. Every process calls it, perhaps several at once
+            and more than once.
         check: compare features with their checksums when they are first read.
         provenance: what the features must be made with, see `check_provenance`.
         vocabulary: of a checkpoint to start from; built from the captions when None.

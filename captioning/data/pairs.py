@@ -79,7 +79,9 @@ def read_pairs(
                 raise records.error(place, "no split", "one in every record, or in none")
     else:
         names = list(dict.fromkeys(name for _, name, *_ in checked))
-        drawn = set(random.Random(seed).sample(names, round(len(names) * val_share)))
+        # One at least, where there are two: training is validated.
+        least = int(val_share > 0 and len(names) > 1)
+        drawn = set(random.Random(seed).sample(names, max(least, round(len(names) * val_share))))
     for place, name, texts, split, picture in checked:
         split = split or ("val" if name in drawn else "train")
         records.add(name, picture or folder / name, split)
@@ -109,7 +111,8 @@ def _rows_of_metadata(file: Path, records: Records) -> Iterator[TableRow]:
     rows = list(_rows_of_table(file, records))
     _note_unused(file.parent, rows, records)
     # Without a column, pictures in `train/`, `test/`, … belong to the split of that name.
-    splits = [_split_of(str(row["image"])) for _, row in rows]
+    folders = [Path(str(row["image"])).parts[:-1] for _, row in rows]
+    splits = [_split_of(parts[0]) if parts else "" for parts in folders]
     in_subfolders = all(splits) and not any(row.get("split") for _, row in rows)
     for split, (place, row) in zip(splits, rows, strict=True):
         yield place, {**row, "split": split} if in_subfolders else row
@@ -118,7 +121,7 @@ def _rows_of_metadata(file: Path, records: Records) -> Iterator[TableRow]:
 def _rows_of_split(file: Path, records: Records) -> Iterator[TableRow]:
     """Read the table of one split, which stands in a subfolder with its pictures."""
     subfolder = file.parent.name
-    if not (split := _split_of(f"{subfolder}/")):
+    if not (split := _split_of(subfolder)):
         raise InputError(
             f"{printable(file.parent)} is named after no split; needed is train, validation or test"
         )
@@ -131,17 +134,16 @@ def _rows_of_split(file: Path, records: Records) -> Iterator[TableRow]:
         yield place, {**row, "image": image, "split": split}
 
 
-def _split_of(image: str) -> str:
-    """Return the split that a picture's subfolder is named after, or nothing."""
-    folder, slash, _ = image.partition("/")
+def _split_of(folder: str) -> str:
+    """Return the split that a subfolder is named after, or nothing."""
     try:
-        return to_split(folder) if slash else ""
+        return to_split(folder)
     except ValueError:
         return ""
 
 
 def _note_unused(folder: Path, rows: Sequence[TableRow], records: Records) -> None:
-    names = {str(row["image"]) for _, row in rows}
+    names = {Path(str(row["image"])).as_posix() for _, row in rows}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in IMAGE_SUFFIXES and path.name not in names:
             records.note("pictures left out that the metadata do not name", path.name)

@@ -62,8 +62,8 @@ class InstancePlaces:
         self.annotations = annotations
 
     @cached_property
-    def _boxes(self) -> dict[str, dict[str, list[tuple[float, ...]]]]:
-        """Boxes by image id and category."""
+    def _content(self) -> tuple[dict[str, dict[str, list[tuple[float, ...]]]], dict[tuple[str, ...], str]]:
+        """Boxes by image id and category, and the category that each run of words names."""
         records = Records(self.annotations, "a COCO instances file (instances_*.json)")
         content = read_lists(self.annotations, records, "images", "annotations", "categories")
         names, sizes = {}, {}
@@ -84,21 +84,21 @@ class InstancePlaces:
                 raise records.error(place, found, "ids of an image and a category that it lists")
             fractions = tuple(edge / side for edge, side in zip(box, sizes[image_id], strict=True))
             boxes.setdefault(image_id, {}).setdefault(names[category], []).append(fractions)
-        self._forms = {tuple(form.split()): name for name in names.values() for form in _forms(name)}
-        return boxes
+        return boxes, {tuple(form.split()): name for name in names.values() for form in _forms(name)}
 
     def __call__(self, image_id: str, words: Sequence[str]) -> dict[int, np.ndarray]:
-        boxes = self._boxes.get(image_id, {})
+        all_boxes, forms = self._content
+        boxes = all_boxes.get(image_id, {})
         places: dict[int, np.ndarray] = {}
         taken: set[int] = set()
         # Longest first, also where the picture has none: the dog of a hot dog is no dog.
-        for named in sorted(self._forms, key=len, reverse=True):
+        for named in sorted(forms, key=len, reverse=True):
             for start in range(len(words) - len(named) + 1):
                 span = range(start, start + len(named))
                 if tuple(words[start : span.stop]) == named and taken.isdisjoint(span):
                     taken.update(span)
-                    if self._forms[named] in boxes:
-                        places |= dict.fromkeys(span, np.array(boxes[self._forms[named]]))
+                    if forms[named] in boxes:
+                        places |= dict.fromkeys(span, np.array(boxes[forms[named]]))
         return places
 
 

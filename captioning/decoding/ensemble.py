@@ -7,6 +7,7 @@ logarithm (B, V), and `head` hands it on. Memory and state are tuples of the mem
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class Ensemble(CaptionModel):
     @property
     def members(self) -> list[CaptionModel]:
         """The models, typed."""
-        return [model for model in self.models if isinstance(model, CaptionModel)]
+        return cast("list[CaptionModel]", list(self.models))
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> Tree:
         """Encode the images (B, R, D) with every member."""

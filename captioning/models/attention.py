@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 # On a CPU, decoding scores this many rows at once. Larger blocks go back to the system and fault in again at
 # every word; in beam search that cost more than the arithmetic.
-ROWS = 64
+ROWS_AT_ONCE = 64
 
 
 class Regions(NamedTuple):
@@ -68,8 +68,8 @@ class AdditiveAttention(nn.Module):
         """Score keys (B, R, A) for projected queries (B, A): (B, R)."""
         # A backward pass would need all rows at once; an exported graph takes any number of them.
         keeps_all = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if not keeps_all and keys.device.type == "cpu" and len(keys) > ROWS:
-            parts = zip(query.split(ROWS), keys.split(ROWS), strict=True)
+        if not keeps_all and keys.device.type == "cpu" and len(keys) > ROWS_AT_ONCE:
+            parts = zip(query.split(ROWS_AT_ONCE), keys.split(ROWS_AT_ONCE), strict=True)
             return torch.cat([self.energies(*part) for part in parts])
         # In place, because (B, R, A) is the largest tensor of a step.
         return self.score((keys + query[:, None]).tanh_()).squeeze(-1)  # (B, R)

@@ -12,8 +12,8 @@ one linear map.
 At the post's sizes the network has the post's 6,602,889 parameters (its GRU has cuDNN's two biases).
 
 Where the post, like Bahdanau et al., asks with h_{t-1}, attention has not read y_{t-1} yet: after "a red" it
-cannot look for what is red. `word_query` adds the word to the question, z_t = attention(h_{t-1} + W_q E
-y_{t-1}; a); what that changes is in notebooks/2_attention.
+looks for what is red only as far as h_{t-1} already knew that word. `word_query` adds the word to the
+question, z_t = attention(h_{t-1} + W_q E y_{t-1}; a); what that changes is in notebooks/2_attention.
 """
 
 import torch

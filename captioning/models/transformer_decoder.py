@@ -8,7 +8,7 @@ the regions, averaged over its heads. A family defines how regions are encoded a
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -194,7 +194,7 @@ class TransformerDecoder(CaptionModel):
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
         """`layers` with the type of its items, which a ModuleList does not carry."""
-        return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
+        return cast("list[DecoderLayer]", list(self.layers))
 
     def encode_regions(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """Project regions (B, R, D), each by itself: (B, R, H)."""

@@ -26,12 +26,14 @@ class CrossEntropy(Objective):
             that the model leans less on the words before and more on the picture.
 
     Raises:
-        InputError: another normalisation, or no probability.
+        InputError: another normalisation, no share or no probability.
     """
 
     def __init__(
         self, *, label_smoothing: float = 0.0, normalisation: str = "per_token", word_dropout: float = 0.0
     ) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"objective.label_smoothing is {label_smoothing}; it is a share below 1")
         if not 0 <= word_dropout < 1:
             raise InputError(f"objective.word_dropout is {word_dropout}; it is a probability below 1")
         if normalisation not in ("per_token", "per_caption"):

@@ -18,7 +18,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from captioning.data.dataset import Batch, pad_captions
@@ -31,7 +31,7 @@ from captioning.objectives.base import Objective, Terms, TrainingData
 from captioning.objectives.cross_entropy import CrossEntropy
 from captioning.vocabulary import END, PAD, START, Vocabulary
 
-ROWS = 64  # captions that are scored together
+CAPTIONS_AT_ONCE = 64  # captions that are scored together
 
 
 class SelfCritical(Objective):
@@ -144,6 +144,9 @@ class SelfCritical(Objective):
 def _evaluating(model: CaptionModel) -> Iterator[None]:
     training = model.training
     model.eval()
+    for part in model.modules():
+        if isinstance(part, nn.RNNBase) and not part.dropout:
+            part.train(training)  # the same numbers; in evaluation cuDNN keeps nothing for a backward pass
     try:
         yield
     finally:
@@ -159,9 +162,9 @@ def _score_captions(model: CaptionModel, batch: Batch, tokens: Tensor) -> Tensor
     lengths, order = (targets != PAD).sum(1).sort()
     log_probs = []
     # Captions of similar length go together: a Transformer computes their padding too.
-    for rows, sizes in zip(order.split(ROWS), lengths.split(ROWS), strict=True):
+    for rows, sizes in zip(order.split(CAPTIONS_AT_ONCE), lengths.split(CAPTIONS_AT_ONCE), strict=True):
         width = int(sizes[-1])  # the longest is the last
-        words = targets[rows, :width]  # (ROWS, width)
+        words = targets[rows, :width]  # (CAPTIONS_AT_ONCE, width)
         output = model.unroll(pick(memory, rows % images), inputs[rows, :width])
         real = words != PAD
         scores = word_log_probs(model.head(output.hidden[real]))  # (words, V); the head sees real ones only

@@ -10,18 +10,19 @@ import torch
 from captioning.data.dataset import Batch
 from captioning.models.base import CaptionModel
 from captioning.objectives.base import Objective, Terms
+from captioning.objectives.cross_entropy import CrossEntropy
 from captioning.vocabulary import START
 
 
 class ShiftedTargets(Objective):
-    """Another objective, on captions with a second START, cut at the padded width.
+    """Cross-entropy on captions with a second START, cut at the padded width.
 
     Args:
         max_words: of a caption; the padded width is two more, for START and END. None cuts nothing.
         cross_entropy: what is computed on these captions.
     """
 
-    def __init__(self, *, max_words: int | None, cross_entropy: Objective) -> None:
+    def __init__(self, *, max_words: int | None, cross_entropy: CrossEntropy) -> None:
         self.width = None if max_words is None else max_words + 2
         self.cross_entropy = cross_entropy
 

@@ -7,6 +7,7 @@ batch stands for it, so that any family can be trained this way.
 """
 
 import gzip
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class WithText(Objective):
                 self.file, "rt", encoding="utf-8"
             ) as file:
                 lines = [line for line in file if line.strip()]
-        except (OSError, EOFError, UnicodeDecodeError) as error:
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             raise InputError(
                 f"objective.file={self.file} can't be read ({error}); needed is a text file with a sentence "
                 "a line, possibly compressed (.gz)"

@@ -149,8 +149,10 @@ def build_module(config: DictConfig, data: CaptionDataModule) -> CaptioningModul
 def complete_model(options: dict[str, Any], data: CaptionDataModule) -> dict[str, Any]:
     """Return the model's options with the sizes that the data decide filled in."""
     assert data.vocabulary is not None
-    encoder = {**options["encoder"], "feature_dim": data.cache.shape[1]}
-    return {**options, "vocabulary_size": len(data.vocabulary), "encoder": encoder}
+    complete = {**options, "vocabulary_size": len(data.vocabulary)}
+    if "encoder" in options:  # a class of the user's may read the features in another way
+        complete["encoder"] = {**options["encoder"], "feature_dim": data.cache.shape[1]}
+    return complete
 
 
 def build_decoder(decoding: DictConfig, vocabulary: Vocabulary) -> Callable[..., Decoded]:

@@ -24,8 +24,14 @@ def warmup_cosine(
         optimizer: its learning rate is the peak.
         total_steps: of the whole training.
         warmup_share: part of the steps that rise, 0 to 1.
-        final_share: of the peak, where the cosine ends.
+        final_share: of the peak, where the cosine ends, 0 to 1.
+
+    Raises:
+        InputError: a share outside 0 to 1.
     """
+    for name, value in (("warmup_share", warmup_share), ("final_share", final_share)):
+        if not 0 <= value <= 1:
+            raise InputError(f"scheduler.{name} is {value}; it is a share from 0 to 1")
     warmup = max(1, round(total_steps * warmup_share))
 
     def share(step: int) -> float:
