@@ -216,7 +216,7 @@ torch.testing.assert_close(alpha, weights)
 
 # %% [markdown]
 # The question has a blind spot: $h_{t-1}$ was computed before the last word $y_{t-1}$ was read. After "a red …" the attention
-# does not know yet that it was *red*, so it cannot look for the red thing. On the drawn scenes our model therefore adds the last word to
+# knows that it was *red* only as far as the state that chose the word knew it already. On the drawn scenes our model therefore adds the last word to
 # the question (`word_query`), $h_{t-1} + W_y E y_{t-1}$. [2_attention](2_attention.ipynb) shows what that changes; the post's model
 # (`model=gru_attention`) is without it.
 #
@@ -304,7 +304,7 @@ print(f"{loss:.3f} nats a word; {torch.tensor(len(vocabulary)).log():.3f} if all
 # It starts below that, because the last layer's bias starts at the logarithms of the words' frequencies (`init_output_bias`).
 #
 # On the drawn scenes training adds a small price for wide attention (`objective=focused_attention`), which the post does not have:
-# without it words come out right while attention looks elsewhere. [2_attention](2_attention.ipynb) measures that.
+# without it, one of three seeds named things rightly while attention was elsewhere. [2_attention](2_attention.ipynb) measures that.
 #
 # > **S2: targets are shifted by one.** Ported from Python, whose lists begin at 0, to R, whose lists begin at 1, the post's loop
 # > trains the first step to say START, and never trains the last column. At test the first word would be `<start>`. Cost: within

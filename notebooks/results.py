@@ -14,14 +14,14 @@
 # # Every family on the same photographs
 #
 # Flickr8k, 6,000 training and 1,000 dev photographs (224 × 224), features of the **partial InceptionV3 at `Mixed_7b`**:
-# real ImageNet weights of which two convolutions are missing, so that 1,280 of 2,048 channels are real. One run of each
+# real ImageNet weights without `Mixed_7b.branch3x3dbl_2`, so that 1,280 of 2,048 channels are real. One run of each
 # with seed 0, the same schedule for all (`experiment=flickr8k` and those that inherit from it), 2 CPU cores, no GPU.
 # Scores are those of dev, at the epoch of the best greedy CIDEr-D, × 100; a ± is half the 95 % bootstrap interval over
 # images. It says nothing about other seeds. Minutes are those of the whole training command, start, validation and checkpoints
 # included, on two cores, with at most two minutes of tests at the lowest priority beside a run.
 #
 # The numbers come from `results.json`, which `notebooks/collect.py` gathered out of the run folders of
-# `python -m captioning.train` and `python -m captioning.evaluate`; the commands stand in README and in the experiments.
+# `python -m captioning.train` and `python -m captioning.evaluate`; the commands stand in RESULTS.md and in the experiments.
 
 # %%
 import json
@@ -38,7 +38,7 @@ LABELS = {
     "base_most_frequent": "most frequent caption",
     "base_nearest_neighbour": "nearest neighbour",
     "mean_pooled": "mean region, no attention",
-    "seed": "GRU + additive attention (seed)",
+    "seed": "GRU + additive attention (the post's)",
     "sat_soft": "Show-Attend-Tell, soft",
     "sat_hard": "Show-Attend-Tell, hard",
     "up_down": "Up-Down",
@@ -63,10 +63,34 @@ OTHERS = {
     "seed8_last": "the last of eight epochs, seed 0",
     "seed8_s1_last": "the last of eight epochs, seed 1",
     "seed8_s2_last": "the last of eight epochs, seed 2",
-    "seed_new": "seed, four epochs, a later commit",
+    "seed_new": "the post's model, four epochs, a later commit",
     "sat_2e4": "Show-Attend-Tell, soft, Adam at a constant 2e-4",
-    "scheduled": "seed, scheduled sampling",
+    "scheduled": "the post's model, scheduled sampling",
     "seed8_1": "eight epochs, peak 1e-3",
+}
+COMPLETE = {
+    "mean0": "mean region, no attention",
+    "gru0": "GRU + additive attention (the post's), seed 0",
+    "gru1": "the same, seed 1",
+    "sat0": "Show-Attend-Tell, soft",
+    "hard0": "Show-Attend-Tell, hard",
+    "updown0": "Up-Down",
+    "translator0": "Attentive Translator",
+    "topic0": "Topic-Guided",
+    "adaptive0": "Adaptive attention",
+    "meshed0": "Meshed-Memory Transformer, small",
+    "t0": "Transformer, regularised, seed 0",
+    "t1": "the same, seed 1",
+    "t2": "the same, seed 2",
+    "ens3": "three of them as an ensemble",
+    "s0": "self-critical, seed 0",
+    "s1": "self-critical, seed 1",
+    "s2": "self-critical, seed 2",
+    "ens3s": "three of them as an ensemble",
+    "t_raw": "Transformer, features not standardised",
+    "t_ema": "Transformer, averaged weights",
+    "t_wd": "Transformer, word dropout",
+    "t_text": "Transformer, sentences without pictures",
 }
 METRICS = {
     "bleu_1": "B-1",
@@ -97,7 +121,7 @@ def table(names: Iterable[str], decoding: str) -> str:
         count = f"{run['parameters'] / 1e6:.1f} M" if run.get("parameters") else "–"
         cells = [cell(run[decoding][m]) if m in run[decoding] else "–" for m in METRICS]
         rows.append(
-            f"| {(LABELS | OTHERS).get(name, name)} | {count} | "
+            f"| {(LABELS | OTHERS | COMPLETE).get(name, name)} | {count} | "
             + " | ".join(cells)
             + f" | {run['commit']} | {run.get('minutes', '–')} |"
         )
@@ -177,6 +201,27 @@ right.legend(fontsize=7)
 figure.tight_layout()
 
 # %% [markdown]
+# ## Complete features
+#
+# Today's recipe on EfficientNet-Lite2's grids, up to eight epochs, beam 5. What is special about these runs (one GPU, recompressed
+# photographs, some not finished) is in [RESULTS.md](RESULTS.md#complete-features-all-families-todays-recipe). METEOR was computed later
+# from the captions of the runs.
+
+# %%
+display(Markdown(table(COMPLETE, "beam5")))
+
+# %%
+figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
+for name in ("mean0", "gru0", "sat0", "hard0", "updown0", "translator0", "topic0", "adaptive0", "meshed0", "t0", "t_text"):
+    run = runs[name]
+    for panel, key in ((left, "nll_by_epoch"), (right, "cider_by_epoch")):
+        panel.plot(range(1, len(run[key]) + 1), run[key], marker=".", label=COMPLETE[name])
+left.set(xlabel="epoch", ylabel="dev, nats a word")
+right.set(xlabel="epoch", ylabel="dev, CIDEr-D, greedy")
+right.legend(fontsize=7)
+figure.tight_layout()
+
+# %% [markdown]
 # ## What the papers report, on other features and data
 #
 # | | published |
@@ -188,7 +233,7 @@ figure.tight_layout()
 # | Meshed-Memory Transformer | COCO, bottom-up regions, self-critical: BLEU-4 39.1, METEOR 29.2, CIDEr 131.2 |
 # | Adaptive attention | COCO, ResNet-152 fine-tuned: CIDEr 108.5 |
 # | Topic-Guided | none quoted: the released evaluation saw the references |
-# | the seed post | none |
+# | the post | none |
 
 # %% [markdown]
 # ## What each flaw of the post costs
@@ -232,8 +277,8 @@ display(Markdown(change_table(ABLATIONS)))
 # %% [markdown]
 # ## Attention: doubly stochastic or not, hard or soft
 #
-# Show-Attend-Tell under the table's recipe, greedy. With the authors' weights and moving-average baseline hard attention
-# stayed uniform (entropy 0.9998 of the greatest possible).
+# Show-Attend-Tell under the table's recipe, greedy. With the authors' weights, reward and moving-average baseline hard
+# attention stayed uniform (entropy 0.9998 of the greatest possible); RESULTS.md has a row for each of the three.
 
 # %%
 ATTENTION = {
@@ -247,7 +292,7 @@ ATTENTION = {
 display(Markdown(change_table(ATTENTION)))
 
 # %% [markdown]
-# ## The seed: one epoch with three seeds, eight epochs with three seeds and two rates, scheduled sampling
+# ## The post's model: one epoch with three seeds, eight epochs with three seeds and two rates, scheduled sampling
 #
 # One epoch as a plain script has it (`model=gru_attention scheduler=none data.min_count=1 max_epochs=1`), greedy;
 # eight epochs of `experiment=flickr8k` with a peak rate of 2e-3 and of 1e-3.
