@@ -27,7 +27,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from captioning.cli.help import help_text
-from captioning.cli.interrupt import stop_quietly
 from captioning.cli.messages import input_error, options_error, refuse_fractions, refuse_missing
 from captioning.cli.names import gather_positional, keep_names, refuse_numbers
 from captioning.errors import InputError
@@ -161,7 +160,6 @@ def quick_help(module: str, config_name: str) -> None:
     """
     if module != "__main__":
         return
-    stop_quietly()
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text(config_name, sys.argv[1:]))
         raise SystemExit(0)

@@ -1,4 +1,7 @@
-"""Ctrl-C while a command's modules are imported, which takes seconds; later the command handles it itself."""
+"""Ctrl-C while a command's modules are imported, which takes seconds; later the command handles it itself.
+
+Only commands import `captioning.cli`, which calls this before anything else.
+"""
 
 import sys
 from types import TracebackType

@@ -7,7 +7,6 @@ import sys
 from captioning import __version__
 from captioning.cli.completion import BASH, complete
 from captioning.cli.help import help_text
-from captioning.cli.interrupt import stop_quietly
 
 COMMANDS = {
     "train": "train a captioner, or a sweep of them",
@@ -44,7 +43,6 @@ def main() -> None:
         print(help_text(name, sys.argv[2:]))
         return
     del sys.argv[1]
-    stop_quietly()
     importlib.import_module(f"captioning.{name}").main()
 
 
