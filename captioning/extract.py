@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from captioning.cli.progress import DownloadProgress, extraction_progress
 from captioning.data.download import download_coco
 from captioning.errors import InputError
-from captioning.features import Shard, choose_shards, extract, files_of, verify
+from captioning.features import Shard, check_names, choose_shards, extract, files_of, verify
 from captioning.files import partial_path
 from captioning.processes import first_process_first, is_first, this_process
 from captioning.training.assembly import read_images
@@ -44,6 +44,7 @@ def main(config: DictConfig) -> None:
             log.info("COCO 2014 is in %s", ", ".join(map(str, folders)))
         images = read_images(config)
     extractor = instantiate(config.features.extractor)
+    check_names(extractor, images)
     progress = {"progress": extraction_progress} if is_first() else {}
     unreadable = 0
     for shard in shards:

@@ -256,7 +256,8 @@ figure.tight_layout()
 # The post's recipe and its draw of captions on Flickr8k's 6,000 training photographs (`data=flickr8k_sample`: 30,000
 # captions, a fifth held out), two epochs at a constant 1e-3, no clipping, the last layer's bias at 0, seed 0; scored on
 # the 1,000 dev photographs that no run saw. Greedy, unless the flaw is the decoding (S3 and "all of them" draw); under shifted
-# targets the post's own loop takes the likeliest word, as START may then be said.
+# targets the post's own loop takes the likeliest word, as START may then be said. p is over images, of one run each, and says nothing
+# about other seeds: three seeds on complete features are in [RESULTS.md](RESULTS.md#what-each-flaw-of-the-post-costs).
 
 # %%
 ABLATIONS = {
@@ -274,7 +275,7 @@ ABLATIONS = {
 
 def change_table(rows: dict[str, tuple[str, str]]) -> str:
     base = runs[next(iter(rows.values()))[0]][next(iter(rows.values()))[1]]
-    lines = ["| | CIDEr-D | against the first | p | BLEU-4 | words | commit | minutes |", "|---" * 8 + "|"]
+    lines = ["| | CIDEr-D | against the first | p over images | BLEU-4 | words | commit | minutes |", "|---" * 8 + "|"]
     for label, (name, decoding) in rows.items():
         scores = runs[name][decoding]
         change = scores["cider_d"]["score"] - base["cider_d"]["score"]
@@ -343,7 +344,8 @@ for decoding in ("greedy", "beam5"):
 # %% [markdown]
 # ## Paired tests
 #
-# Differences over the same 1,000 images and how often chance makes one as large (`captioning.evaluate compare=[a,b]`).
+# Differences over the same 1,000 images and how often chance makes one as large (`captioning.evaluate compare=[a,b]`). They are of one
+# run each and say nothing about other seeds.
 
 # %%
 TESTS = {

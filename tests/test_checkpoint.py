@@ -274,6 +274,7 @@ class TestTargets:
             ),
             ("decoder", {"num_samples": 10**9}, "needed is a whole number up to 1000"),
             ("extractor", {"max_regions": 10**9}, "needed is a whole number up to 10000"),
+            ("model", {"num_samples": 10**9}, "can't be built"),  # a name that means something else there
             ("reader", {"file": "/dev/zero"}, "names /dev/zero, which is neither a file nor a folder"),
         ],
     )

@@ -1,6 +1,7 @@
 """The command line without running anything: help, suggestions, messages."""
 
 import errno
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from captioning.cli.help import READ, command_groups, help_text, read_option
+from captioning.cli import progress
+from captioning.cli.help import READ, command_groups, help_text, read_groups, read_keys, read_option
 from captioning.cli.main import COMMANDS, main
 from captioning.cli.messages import input_error, refuse_fractions, refuse_missing
 from captioning.errors import InputError
@@ -29,15 +31,25 @@ def test_an_interrupt_during_the_imports_is_one_word() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_names_every_group_with_its_options_and_every_key(command: str) -> None:
     text = help_text(command)
-    groups = command_groups(command)
-    if read := READ.get(command):
-        groups = {group: option for group, option in groups.items() if group.partition("/")[0] in read}
-        assert "\nmodel=" not in text and "start_from=" not in text  # training's
-    for group in groups:
+    for group in read_groups(command):
         for path in (CONF / group).glob("[!_]*.yaml"):
             assert f"\n  {path.stem}" in text
     for name, _, comment in read_option(CONF / f"{command}.yaml").keys:
         assert f"  {name}=" in text and comment in text
+
+
+@pytest.mark.parametrize("command", sorted(READ))
+def test_commands_that_inherit_trainings_options_list_what_they_read(command: str) -> None:
+    assert {"data", "features", "experiment"} <= read_groups(command).keys() and "model" not in read_groups(
+        command
+    )
+    keys = {name for name, *_ in read_keys(command)}
+    assert "output_dir" in keys and "start_from" not in keys
+    options = [
+        path for group in ("data", "features", "retrieval") for path in (CONF / group).glob("**/*.yaml")
+    ]
+    used = {key for path in options for key in re.findall(r"\$\{(\w+)\}", path.read_text())}
+    assert used <= keys and "seed" in used
 
 
 def test_help_lists_only_the_groups_that_a_command_takes() -> None:
@@ -111,6 +123,16 @@ def test_help_does_not_import_torch() -> None:
 def test_what_the_file_system_refuses_is_one_sentence(number: int, remedy: str) -> None:
     message = input_error(OSError(number, "no", "runs/x"))
     assert message is not None and "runs/x" in str(message) and remedy in str(message)
+
+
+def test_progress_without_a_terminal_is_lines_on_standard_error(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS", -1)
+    batches = [([0, 1],), ([2],)]
+    assert list(progress.extraction_progress(batches, 3)) == batches
+    written = capsys.readouterr()
+    assert written.err == "extracted 2 of 3 images\nextracted 3 of 3 images\n" and not written.out
 
 
 def test_the_file_that_the_user_named_is_named_and_not_its_temporary_one(tmp_path: Path) -> None:

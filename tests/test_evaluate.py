@@ -724,7 +724,7 @@ class TestCommand:
                 [],
                 "nothing to evaluate: give checkpoint=…, results=a.json, compare=[a.json,b.json] or people=true",
             ),
-            (["results=a", "compare=[a,b]"], "results= scores files, compare= tests two"),
+            (["results=a", "compare=[a,b]"], "results= scores files, compare= makes a page of two"),
             (["results=a", "people=true"], "and people=true scores the references; give one of them"),
             (["compare=[a]"], r"compare=['a'] must be a list of two files"),
             (["compare=a.json"], "compare=a.json must be a list of two files"),

@@ -21,7 +21,7 @@ from captioning.training import AtomicCheckpointIO, assemble, trace_shapes
 from captioning.training.assembly import build_data, build_module
 from captioning.training.callbacks import move_batch
 from captioning.training.module import refuse_damaged_features
-from captioning.training.schedules import warmup_cosine
+from captioning.training.schedules import step_decay, warmup_cosine
 from tests.conftest import batch_of, compose_config
 from tests.test_commands import call
 
@@ -269,6 +269,9 @@ def test_a_share_of_the_schedule_outside_0_to_1_is_refused(share: str) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     with pytest.raises(InputError, match=f"scheduler.{share} is 10; it is a share from 0 to 1"):
         warmup_cosine(optimizer, 100, **{"warmup_share": 0.1, "final_share": 0.0, share: 10})
+    for wrong in ({"times": -1, "factor": 0.5}, {"times": 2, "factor": -2.0}):
+        with pytest.raises(InputError, match="needed are numbers from 0, and above 0"):
+            step_decay(optimizer, 100, **wrong)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import itertools
 import math
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from captioning.objectives import (
     ShiftedTargets,
     Terms,
     TopicSupervision,
+    WithText,
 )
 from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, UNKNOWN, Vocabulary
 from tests.conftest import REGIONS, VOCABULARY, batch_of, build
@@ -90,6 +92,36 @@ def test_word_dropout_replaces_input_words_by_the_unknown_one_and_no_targets() -
         CrossEntropy(word_dropout=1)
     with pytest.raises(InputError, match="label_smoothing is 5; it is a share below 1"):
         CrossEntropy(label_smoothing=5)
+
+
+HARD = {"reward_weight": 1.0, "entropy_weight": 0.0, "reward": "own", "baseline": "expected"}
+DRAWN = {
+    "num_samples": 2,
+    "baseline": "greedy",
+    "max_words": 3,
+    "cross_entropy_share": 0.0,
+    "normalisation": "per_token",
+}
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "name", "wrong"),
+    [
+        (Reinforce, HARD, "reward_weight", -1),
+        (Reinforce, HARD, "entropy_weight", -1),
+        (Reinforce, HARD, "baseline_decay", 3),
+        (SelfCritical, DRAWN, "cross_entropy_share", 5),
+        (SelfCritical, DRAWN, "cross_entropy_share", math.nan),
+        (DoublyStochastic, {"target": "one", "cross_entropy": CrossEntropy()}, "weight", -1),
+        (FocusedAttention, {"cross_entropy": CrossEntropy()}, "weight", -1),
+        (WithText, {"file": "a.txt", "max_words": None, "cross_entropy": CrossEntropy()}, "weight", -1),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(
+    objective: Any, options: dict[str, Any], name: str, wrong: float
+) -> None:
+    with pytest.raises(InputError, match=f"objective.{name} is {wrong}; needed is a number from 0"):
+        objective(**{**options, name: wrong})
 
 
 def test_the_end_of_the_longest_caption_is_a_target_and_start_never_is() -> None:

@@ -122,6 +122,16 @@ class TestTables:
         with pytest.raises(InputError, match="val_share is 2"):
             read_pairs(tmp_path, val_share=2)
 
+    @pytest.mark.parametrize(
+        ("pictures", "share", "held_out"), [(4, 0.1, 1), (2, 0.9, 1), (1, 0.5, 0), (4, 0, 0)]
+    )
+    def test_few_pictures_are_validated_and_trained_on(
+        self, tmp_path: Path, pictures: int, share: float, held_out: int
+    ) -> None:
+        lines = "".join(f"{number}.png,a dog\n" for number in range(pictures))
+        records = read_pairs(write(tmp_path / "m.csv", f"image,caption\n{lines}"), val_share=share)
+        assert sum(record.split == "val" for record in records) == held_out
+
 
 class TestFolders:
     def folder(self, path: Path, *names: str) -> Path:

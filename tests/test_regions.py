@@ -22,6 +22,7 @@ from captioning.features import (
     FeatureCache,
     RegionDetector,
     RegionFeatures,
+    check_names,
     extract,
     read_image,
     verify,
@@ -385,6 +386,13 @@ class TestBottomUp:
             InputError, match=r"images a/7.jpg and b/7.jpg would both be 7 in published files"
         ):
             convert(tsv, ["a/7.jpg", "b/7.jpg"], tmp_path / "f.h5")
+        convert(tsv, ["a/7.jpg"], tmp_path / "one.h5")
+        with pytest.raises(InputError, match=r"images a/7.jpg and b/7.jpg would both be 7"):
+            convert(tsv, ["a/7.jpg", "b/7.jpg"], tmp_path / "one.h5")
+        with pytest.raises(InputError, match=r"images a/7.jpg and b/7.jpg would both be 7"):  # of two shards
+            check_names(
+                BottomUpFiles(files=[str(tsv)], num_regions=4, feature_dim=DIM), ["a/7.jpg", "b/7.jpg"]
+            )
 
     def test_rows_before_a_damaged_line_are_kept_and_a_better_copy_completes_them(
         self, tsv: Path, tmp_path: Path

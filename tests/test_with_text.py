@@ -71,7 +71,7 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.gz").write_bytes(b"no gzip")
     with pytest.raises(InputError, match="empty.txt is empty; needed is a sentence a line"):
         objective(tmp_path / "empty.txt")
-    (tmp_path / "damaged.gz").write_bytes(gzip.compress(b"a dog\n" * 9)[:12] + b"\xff" * 20)
+    (tmp_path / "damaged.gz").write_bytes(gzip.compress(b"a dog\n" * 9)[:10] + b"\xff" * 40)
     for name in ("broken.gz", "damaged.gz", "absent.txt"):
         with pytest.raises(InputError, match=f"{name} can't be read .*; needed is a text file"):
             objective(tmp_path / name)

@@ -19,14 +19,10 @@ _LARGEST = {  # options of a stranger's file that could take a machine down by t
     "batch_size": 100_000,
     "eval_batch_size": 100_000,
     "max_words": 10_000,
-    "beam_size": 1000,
-    "num_best": 1000,
-    "groups": 1000,
-    "num_samples": 1000,
-    "min_regions": 10_000,
-    "max_regions": 10_000,
-    "num_regions": 10_000,
-    "num_proposals": 10_000,
+}
+_LARGEST_BY_ROLE = {  # of names that mean something else, or may be larger, elsewhere
+    "decoder": dict.fromkeys(("beam_size", "num_best", "groups", "num_samples"), 1000),
+    "extractor": dict.fromkeys(("min_regions", "max_regions", "num_regions", "num_proposals"), 10_000),
 }
 
 
@@ -50,12 +46,13 @@ def build(
         raise InputError(f"the checkpoint does not name the class of its {role}, which _target_ is to do")
     if role in ("model", "extractor", "data", "tokenizer") and options.get("_partial_"):
         raise InputError(f"the checkpoint only prepares its {role} (_partial_) instead of building it")
+    largest = {**_LARGEST, **_LARGEST_BY_ROLE.get(role, {})}
     for key, value in _leaves(options):
         if key == "_target_":
             check_target(str(value), role, trust)
-        elif key in _LARGEST and value is not None and not _is_count(value, _LARGEST[key]):
+        elif key in largest and value is not None and not _is_count(value, largest[key]):
             raise InputError(
-                f"the checkpoint has {key} = {value!r:.40}; needed is a whole number up to {_LARGEST[key]}"
+                f"the {role} has {key} = {value!r:.40}; needed is a whole number up to {largest[key]}"
             )
         elif isinstance(value, str):
             _check_text(value)

@@ -5,7 +5,7 @@ Reads the YAML files as `--help` does, without importing torch. Where nothing fi
 
 from collections.abc import Iterable
 
-from captioning.cli.help import command_groups, command_keys, option_keys
+from captioning.cli.help import option_keys, read_groups, read_keys
 from captioning.files import CONF
 
 BASH = r"""_captioning() {
@@ -35,7 +35,7 @@ def complete(line: str, commands: Iterable[str]) -> list[str]:
         return _that_begin(last, [*commands, "--help", "--version"])
     if given[0] not in commands:
         return []
-    groups = {**command_groups(given[0]), **_chosen(given[1:])}
+    groups = {**read_groups(given[0]), **_chosen(given[1:])}
     key, equals, value = last.partition("=")
     if equals:
         front, comma, _ = value.rpartition(",")  # a sweep: model=a,b
@@ -52,7 +52,7 @@ def _chosen(words: Iterable[str]) -> dict[str, str | None]:
 
 def _names(command: str, groups: dict[str, str | None], last: str) -> list[str]:
     names = [f"{group}=" for group in groups]
-    names += [f"{key}=" for key, value, _ in command_keys(command) if value]
+    names += [f"{key}=" for key, value, _ in read_keys(command) if value]
     nested = [f"{name}=" for name, value in _nested(groups) if value]
     # The keys inside the groups come up once their group has been typed.
     names += nested if "." in last else sorted({f"{name.partition('.')[0]}." for name in nested})
@@ -73,7 +73,7 @@ def _options(group: str) -> list[str]:
 
 
 def _values(command: str, groups: dict[str, str | None], key: str) -> list[str]:
-    known = {name: value for name, value, _ in command_keys(command)} | dict(_nested(groups))
+    known = {name: value for name, value, _ in read_keys(command)} | dict(_nested(groups))
     return ["true", "false"] if known.get(key) in ("true", "false") else []
 
 

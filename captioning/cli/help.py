@@ -17,8 +17,8 @@ _KEY = re.compile(r"(?P<indent> *)(?P<key>[\w]+):(?P<value>(?: (?!#)\S.*?)?)(?:\
 _WIDTH = 30  # of the column of names
 # What commands read that inherit training's options, so that experiments name data and features for both.
 READ = {
-    "extract": ("data", "features", "experiment", "data_root"),
-    "baseline": ("data", "features", "experiment", "retrieval", "data_root", "seed"),
+    "extract": ("data", "features", "experiment", "data_root", "seed", "output_dir"),
+    "baseline": ("data", "features", "experiment", "retrieval", "data_root", "seed", "output_dir"),
 }
 
 
@@ -38,17 +38,14 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
         arguments: `group=option` chooses the option whose keys are listed, instead of the default.
     """
     root = read_option(CONF / f"{config_name}.yaml")
-    groups = command_groups(config_name)
+    groups = read_groups(config_name)
     for argument in arguments:
         group, _, option = argument.partition("=")
         if group in groups and (CONF / group / f"{option}.yaml").is_file():
             groups |= {group: option, **_inner_groups(group, option)}
-    keys = command_keys(config_name)
-    if read := READ.get(config_name):
-        groups = {group: option for group, option in groups.items() if group.partition("/")[0] in read}
-        keys = [key for key in keys if key[0] in read or key in root.keys]
+    read = READ.get(config_name)
     lines = [*root.comment, "", f"usage: captioning {config_name} [key=value …]", ""]
-    lines += ["Options (key=default):", *_keys(keys), ""]
+    lines += ["Options (key=default):", *_keys(read_keys(config_name)), ""]
     shown = {**groups, "hydra/sweeper": "basic", "hydra/launcher": "basic"} if "trainer" in groups else groups
     for group, chosen in shown.items():
         lines += [f"{group}=…" + (f"   ({chosen})" if chosen else "   (none)")]
@@ -62,12 +59,26 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
         lines.append(
             "The other options of captioning train are accepted, since experiments set them, and not read."
         )
+    option, key = ("data=pairs", "data.language=de") if read else ("model=transformer", "optimizer.lr=1e-4")
     lines += [
-        "--help group=option lists the keys of another option: --help model=transformer.",
-        "Every key can be set: optimizer.lr=1e-4. Lists: 'decoding.required=[dog]'. A sweep: -m seed=0,1,2.",
+        f"--help group=option lists the keys of another option: --help {option}.",
+        f"Every key can be set: {key}. Lists: 'decoding.required=[dog]'. A sweep: -m seed=0,1,2.",
         "--cfg job prints the composed config; --hydra-help tells Hydra's own options.",
     ]
     return "\n".join(lines)
+
+
+def read_groups(config_name: str) -> dict[str, str | None]:
+    """List the groups that a command reads, with the option it takes by default."""
+    groups = command_groups(config_name)
+    read = READ.get(config_name, [group.partition("/")[0] for group in groups])
+    return {group: option for group, option in groups.items() if group.partition("/")[0] in read}
+
+
+def read_keys(config_name: str) -> list[tuple[str, str, str]]:
+    """List the keys that a command reads outside of its groups, as (name, value, comment)."""
+    keys, own = command_keys(config_name), read_option(CONF / f"{config_name}.yaml").keys
+    return [key for key in keys if key in own or key[0] in READ.get(config_name, [key[0]])]
 
 
 def command_groups(config_name: str) -> dict[str, str | None]:

@@ -20,6 +20,7 @@ from captioning.data.records import (
     Annotated,
     Place,
     Records,
+    num_held_out,
     show,
     to_split,
 )
@@ -79,9 +80,7 @@ def read_pairs(
                 raise records.error(place, "no split", "one in every record, or in none")
     else:
         names = list(dict.fromkeys(name for _, name, *_ in checked))
-        # One at least, where there are two: training is validated.
-        least = int(val_share > 0 and len(names) > 1)
-        drawn = set(random.Random(seed).sample(names, max(least, round(len(names) * val_share))))
+        drawn = set(random.Random(seed).sample(names, num_held_out(len(names), val_share)))
     for place, name, texts, split, picture in checked:
         split = split or ("val" if name in drawn else "train")
         records.add(name, picture or folder / name, split)

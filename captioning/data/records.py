@@ -113,6 +113,13 @@ def _side(value: Any) -> float:
     return side
 
 
+def num_held_out(total: int, share: float) -> int:
+    """Return how many of `total` are held out: one at least if any are, and not all, where there are two."""
+    if total < 2 or not share:
+        return 0
+    return min(max(1, round(total * share)), total - 1)
+
+
 def to_split(name: str) -> str:
     """Return train, val or test for the names that splits go by, such as `validation`, `dev` and `Train`.
 

@@ -8,7 +8,7 @@ Nothing is written: training lists the drawn caption ids in its run folder.
 import random
 from collections.abc import Callable, Iterable
 
-from captioning.data.records import Annotated
+from captioning.data.records import Annotated, num_held_out
 from captioning.errors import InputError
 
 
@@ -41,7 +41,7 @@ def sample_captions(
     drawn = generator.sample(captions, number)
     # Sorted: the order of a set of texts differs from process to process.
     units = sorted({record.image_id for record, _ in drawn}) if by == "image" else list(range(number))
-    held_out = set(generator.sample(units, round(len(units) * val_share)))
+    held_out = set(generator.sample(units, num_held_out(len(units), val_share)))
     splits = [
         "val" if (record.image_id if by == "image" else index) in held_out else "train"
         for index, (record, _) in enumerate(drawn)

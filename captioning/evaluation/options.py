@@ -33,7 +33,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     results, compare, people = options["results"], options["compare"], options["people"]
     if (results and compare) or (people and (results or compare)):
         raise InputError(
-            "results= scores files, compare= tests two, and people=true scores the references; "
+            "results= scores files, compare= makes a page of two, and people=true scores the references; "
             "give one of them"
         )
     if not (results or compare or people or options["checkpoint"]):

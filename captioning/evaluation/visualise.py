@@ -172,9 +172,8 @@ def picture_paths(target: str, images: Sequence[Path]) -> dict[Path, Path]:
         raise InputError(f"picture={target} names one file for {len(images)} images; give a folder")
     path.mkdir(parents=True, exist_ok=True)
     chosen: dict[Path, Path] = {}
-    taken: dict[
-        str, int
-    ] = {}  # names in lower case, as some file systems compare them, and the last number tried
+    # Names in lower case, as some file systems compare them, with the last number tried.
+    taken: dict[str, int] = {}
     for image in dict.fromkeys(images):
         name = image.stem
         if name.casefold() in taken:

@@ -1,7 +1,7 @@
 """Images to numbers: frozen networks, the HDF5 cache of their features, and how it is filled."""
 
 from captioning.features.backbone import Backbone
-from captioning.features.batches import Extractor
+from captioning.features.batches import Extractor, check_names
 from captioning.features.bottom_up import BottomUpFiles
 from captioning.features.cache import FeatureCache, check_provenance, kind_of
 from captioning.features.extraction import Report, extract, extract_missing
@@ -30,6 +30,7 @@ __all__ = [
     "Shard",
     "TimmBackbone",
     "check_provenance",
+    "check_names",
     "choose_shards",
     "extract",
     "extract_missing",

@@ -105,7 +105,7 @@ def _row_batches(to_do: np.ndarray, total: int, batch_size: int) -> list[range]:
 def _loader(
     paths: list[Path], extractor: FrozenExtractor, row_batches: list[range], num_workers: int
 ) -> Iterable[Decoded]:
-    dataset = _ImageFiles(paths, extractor.transform)
+    dataset = _ImageFiles(paths, extractor.without_network().transform)
     rows = [list(batch) for batch in row_batches]
     return DataLoader(
         dataset,
@@ -147,15 +147,8 @@ def _run_network(
 def _read_files(files: RowFiles, writer: CacheWriter, batch_size: int) -> Iterator[FeatureBatch]:
     """Read what is to do from published files; images they lack come last, with an error message."""
     # Published files name images by number, some of our readers by file name.
-    waiting: dict[str, int] = {}
-    for row in writer.to_do:
-        stem = Path(writer.image_ids[row]).stem
-        if stem in waiting:
-            raise InputError(
-                f"images {printable(writer.image_ids[waiting[stem]])} and {printable(writer.image_ids[row])} "
-                f"would both be {printable(stem)} in published files; give images names that differ"
-            )
-        waiting[stem] = int(row)
+    check_names(files, writer.image_ids)
+    waiting = {Path(writer.image_ids[row]).stem: int(row) for row in writer.to_do}
     # Rows leave `waiting` while the files are read, so that the first of two lines of an image counts.
     found = ((waiting.pop(image_id), content) for image_id, content in files.read_rows(waiting))
     while batch := list(islice(found, batch_size)):
@@ -163,6 +156,23 @@ def _read_files(files: RowFiles, writer: CacheWriter, batch_size: int) -> Iterat
         yield FeatureBatch(list(rows), list(contents), [None] * len(rows))
     lacking: list[Row | str] = ["none of the files has this image"] * len(waiting)
     yield FeatureBatch(list(waiting.values()), lacking, [None] * len(waiting))
+
+
+def check_names(extractor: Extractor, image_ids: Iterable[str]) -> None:
+    """Refuse images that published files cannot tell apart; shards need all images of the data set.
+
+    Raises:
+        InputError: names two of them.
+    """
+    if not isinstance(extractor, RowFiles):
+        return
+    known: dict[str, str] = {}
+    for image_id in image_ids:
+        if (other := known.setdefault(Path(image_id).stem, image_id)) != image_id:
+            raise InputError(
+                f"images {printable(other)} and {printable(image_id)} would both be "
+                f"{printable(Path(image_id).stem)} in published files; give images names that differ"
+            )
 
 
 def write_batch(writer: CacheWriter, batch: FeatureBatch) -> list[tuple[str, str]]:

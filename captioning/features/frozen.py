@@ -19,8 +19,8 @@ For `captioning export` the constructor also takes `state: Mapping[str, Tensor] 
 is given, calls `self.restore(state)` instead of reading `weights` and calling `self.freeze`.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Self
@@ -87,10 +87,17 @@ class FrozenExtractor(nn.Module):
         """Stay in evaluation mode: the network is frozen."""
         return super().train(False)
 
-    @property
-    def transform(self) -> Callable[[Image.Image], Tensor]:
-        """Resizes an RGB image to (3, H, W) bytes; it can be pickled, for loader processes."""
-        return functools.partial(resize, image_size=self.image_size)
+    def transform(self, image: Image.Image) -> Tensor:
+        """Resize an RGB image: (3, H, W) bytes. It may not use the network, see `without_network`."""
+        height, width = self.image_size
+        resized = image.resize((width, height), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (3, H, W)
+
+    def without_network(self) -> Self:
+        """Copy what `transform` needs, for loader processes: not every network can be pickled."""
+        copied = copy.copy(self)
+        copied.__dict__.update(_modules={}, _parameters={}, _buffers={})
+        return copied
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set mean and standard deviation of each channel, for values between 0 and 1."""
@@ -170,13 +177,6 @@ class FrozenExtractor(nn.Module):
                 norm.train()
         self(images.clamp(0, 255).to(torch.uint8))
         self.eval()
-
-
-def resize(image: Image.Image, image_size: tuple[int, int]) -> Tensor:
-    """Resize an RGB image to a height and width: (3, H, W) bytes."""
-    height, width = image_size
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)  # (3, H, W)
 
 
 class _UsedTensors(TorchFunctionMode):

@@ -5,6 +5,7 @@ The training loop calls `check` before anything is trained, `prepare` once with 
 checkpoint. An objective overrides only what it needs, so that a new training idea is one class in one file.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -28,6 +29,17 @@ class Terms(NamedTuple):
     loss: Tensor
     num_words: Tensor
     logged: dict[str, Tensor]
+
+
+def check_range(name: str, value: float, least: float, most: float = math.inf) -> None:
+    """Refuse an option of an objective that is out of its range, NaN included.
+
+    Raises:
+        InputError: names it.
+    """
+    if not least <= value <= most:
+        upper = "" if most == math.inf else f" to {most}"
+        raise InputError(f"objective.{name} is {value}; needed is a number from {least}{upper}")
 
 
 def teacher_force(model: CaptionModel, batch: Batch, inputs: Tensor) -> Output:

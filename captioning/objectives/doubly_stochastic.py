@@ -13,7 +13,7 @@ from torch import Tensor
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Output, real_steps
-from captioning.objectives.base import Objective, Terms, teacher_force
+from captioning.objectives.base import Objective, Terms, check_range, teacher_force
 from captioning.objectives.cross_entropy import CrossEntropy
 
 
@@ -27,7 +27,7 @@ class DoublyStochastic(Objective):
             weighs sums over captions, as in the paper.
 
     Raises:
-        InputError: another target.
+        InputError: another target, or a negative weight.
     """
 
     needs_attention = True
@@ -35,6 +35,7 @@ class DoublyStochastic(Objective):
     def __init__(self, *, weight: float, target: str, cross_entropy: CrossEntropy) -> None:
         if target not in ("one", "length"):
             raise InputError(f"objective.target is {target!r}; it is one or length")
+        check_range("weight", weight, 0)
         self.weight, self.target, self.cross_entropy = weight, target, cross_entropy
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:

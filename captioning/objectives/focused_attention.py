@@ -9,9 +9,8 @@ notebooks/2_attention). The entropy penalty is our own choice of a common regula
 """
 
 from captioning.data.dataset import Batch
-from captioning.errors import InputError
 from captioning.models.base import CaptionModel, attention_entropy, real_steps
-from captioning.objectives.base import Objective, Terms, teacher_force
+from captioning.objectives.base import Objective, Terms, check_range, teacher_force
 from captioning.objectives.cross_entropy import CrossEntropy
 
 
@@ -29,8 +28,7 @@ class FocusedAttention(Objective):
     needs_attention = True
 
     def __init__(self, *, weight: float, cross_entropy: CrossEntropy) -> None:
-        if weight < 0:
-            raise InputError(f"objective.weight is {weight}; needed is a number from 0")
+        check_range("weight", weight, 0)
         self.weight, self.cross_entropy = weight, cross_entropy
 
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:

@@ -12,9 +12,9 @@ least variance, but biased: the effect of a location on later words is left out)
 above the baseline loses probability.
 
 The authors' baseline is a moving `average` of the cost. It leaves the difficulty of each caption in the
-advantage: in one epoch on Flickr8k (one seed) dev loss was 0.03 to 0.12 nats higher with it. Whether the
-attention left the uniform distribution hung on the reward: with `own` it did under both baselines, with
-`word` hardly under either (notebooks/RESULTS.md, "Show, Attend and Tell").
+advantage: in one epoch on Flickr8k (one seed) dev loss was 0.03 to 0.12 nats higher with it. The attention
+left the uniform distribution with `own` and a small weight of the entropy, under both baselines; with `word`
+it hardly did (notebooks/RESULTS.md, "Show, Attend and Tell").
 
 `expected` is the cost of the same words with expected attention and the same dropout, plus the batch's mean
 extra cost of sampling. It depends on the caption but, except through that mean, not on the sample; the mean
@@ -35,7 +35,7 @@ from torch.nn import functional
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Output
-from captioning.objectives.base import Objective, Terms, TrainingData, teacher_force
+from captioning.objectives.base import Objective, Terms, TrainingData, check_range, teacher_force
 from captioning.objectives.cross_entropy import CrossEntropy, score_words
 from captioning.vocabulary import PAD
 
@@ -56,7 +56,7 @@ class Reinforce(Objective):
         normalisation: `per_caption`, the loss above, or `per_token`: divided by words instead of captions.
 
     Raises:
-        InputError: another reward, baseline or normalisation.
+        InputError: another reward, baseline or normalisation, or a number out of its range.
     """
 
     def __init__(
@@ -74,6 +74,9 @@ class Reinforce(Objective):
                 f"objective.reward={reward} and objective.baseline={baseline}: needed are one of "
                 f"{', '.join(REWARDS)} and one of {', '.join(BASELINES)}"
             )
+        check_range("reward_weight", reward_weight, 0)
+        check_range("entropy_weight", entropy_weight, 0)
+        check_range("baseline_decay", baseline_decay, 0, 1)
         self.reward_weight, self.entropy_weight = reward_weight, entropy_weight
         self.reward, self.baseline, self.baseline_decay = reward, baseline, baseline_decay
         self.cross_entropy = CrossEntropy(normalisation=normalisation)

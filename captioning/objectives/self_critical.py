@@ -27,7 +27,7 @@ from captioning.decoding.decoded import word_log_probs
 from captioning.errors import InputError
 from captioning.metrics import CiderD, DocumentFrequencies
 from captioning.models.base import CaptionModel, pick
-from captioning.objectives.base import Objective, Terms, TrainingData
+from captioning.objectives.base import Objective, Terms, TrainingData, check_range
 from captioning.objectives.cross_entropy import CrossEntropy
 from captioning.vocabulary import END, PAD, START, Vocabulary
 
@@ -46,7 +46,7 @@ class SelfCritical(Objective):
         normalisation: of both terms, see `CrossEntropy`.
 
     Raises:
-        InputError: another baseline or normalisation, or too few samples for the baseline.
+        InputError: another baseline or normalisation, no share, or too few samples for the baseline.
     """
 
     needs_trained_model = True
@@ -66,6 +66,7 @@ class SelfCritical(Objective):
             raise InputError(
                 f"leave_one_out needs 2 samples an image or more, found num_samples={num_samples}"
             )
+        check_range("cross_entropy_share", cross_entropy_share, 0, 1)
         self.num_samples, self.baseline, self.max_words = num_samples, baseline, max_words
         self.cross_entropy_share = cross_entropy_share
         self.cross_entropy = CrossEntropy(normalisation=normalisation)
@@ -144,12 +145,15 @@ class SelfCritical(Objective):
 def _evaluating(model: CaptionModel) -> Iterator[None]:
     training = model.training
     model.eval()
-    for part in model.modules():
-        if isinstance(part, nn.RNNBase) and not part.dropout:
-            part.train(training)  # the same numbers; in evaluation cuDNN keeps nothing for a backward pass
+    # In evaluation mode cuDNN keeps nothing for a backward pass; without dropout the numbers are the same.
+    layers = [(part, part.dropout) for part in model.modules() if isinstance(part, nn.RNNBase)]
+    for layer, _ in layers:
+        layer.training, layer.dropout = training, 0.0
     try:
         yield
     finally:
+        for layer, dropout in layers:
+            layer.dropout = dropout
         model.train(training)
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel
-from captioning.objectives.base import Objective, Terms, TrainingData, teacher_force
+from captioning.objectives.base import Objective, Terms, TrainingData, check_range, teacher_force
 from captioning.objectives.doubly_stochastic import DoublyStochastic
 from captioning.vocabulary import Vocabulary
 
@@ -41,6 +41,9 @@ class TopicSupervision(Objective):
         attribute_weight: lambda_A.
         fit_topics: called with documents, the vocabulary and `num_topics`; returns the fitted topics as a
             function of documents, see `TopicModel`.
+
+    Raises:
+        InputError: a negative weight.
     """
 
     needs_attention = True
@@ -53,6 +56,8 @@ class TopicSupervision(Objective):
         attribute_weight: float,
         fit_topics: Callable[..., InferTopics],
     ) -> None:
+        check_range("topic_weight", topic_weight, 0)
+        check_range("attribute_weight", attribute_weight, 0)
         self.captions = captions
         self.topic_weight, self.attribute_weight = topic_weight, attribute_weight
         self.fit_topics = fit_topics

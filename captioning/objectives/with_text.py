@@ -16,7 +16,7 @@ import torch
 from captioning.data.dataset import Batch, pad_captions
 from captioning.errors import InputError
 from captioning.models.base import CaptionModel
-from captioning.objectives.base import Objective, Terms
+from captioning.objectives.base import Objective, Terms, check_range
 from captioning.objectives.cross_entropy import CrossEntropy
 from captioning.vocabulary import Vocabulary
 
@@ -29,11 +29,15 @@ class WithText(Objective):
         weight: of the sentences' cross-entropy.
         max_words: longer sentences are cut; None cuts none.
         cross_entropy: of both.
+
+    Raises:
+        InputError: a negative weight.
     """
 
     def __init__(
         self, *, file: str | Path, weight: float, max_words: int | None, cross_entropy: CrossEntropy
     ) -> None:
+        check_range("weight", weight, 0)
         self.file, self.weight, self.max_words = Path(file), weight, max_words
         self.cross_entropy = cross_entropy
         self._sentences: list[list[int]] = []

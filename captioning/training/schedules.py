@@ -44,7 +44,15 @@ def warmup_cosine(
 
 
 def step_decay(optimizer: Optimizer, total_steps: int, *, factor: float, times: int) -> LambdaLR:
-    """Multiply the rate by `factor` at `times` evenly spaced moments of the training."""
+    """Multiply the rate by `factor` at `times` evenly spaced moments of the training.
+
+    Raises:
+        InputError: a negative number of times, or a factor that is none above 0.
+    """
+    if times < 0 or not factor > 0:
+        raise InputError(
+            f"scheduler.times={times} and scheduler.factor={factor}: needed are numbers from 0, and above 0"
+        )
     every = max(1, total_steps // (times + 1))
     return LambdaLR(optimizer, lambda step: factor ** min(times, step // every))
 
