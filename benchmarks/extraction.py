@@ -28,7 +28,7 @@ from hydra.utils import instantiate
 from PIL import Image
 
 from captioning.features import CacheWriter, FrozenExtractor, RegionFeatures, extract, find_images, read_image
-from captioning.features.batches import Batch
+from captioning.features.batches import FeatureBatch
 from captioning.files import CONF
 
 SIZES = {"drawn": (640, 480), "small": (96, 96)}
@@ -143,7 +143,7 @@ def memory(count: int, folder: Path) -> None:
     files = draw(folder / "pictures", 64, SIZES["small"])
     images = {str(number): files[number % len(files)] for number in range(count)}
 
-    def watch(batches: Iterable[Batch], total: int) -> Iterator[Batch]:
+    def watch(batches: Iterable[FeatureBatch], total: int) -> Iterator[FeatureBatch]:
         done, marks = 0, [count * part // 10 for part in (1, 2, 5, 8, 10)]
         for batch in batches:
             yield batch

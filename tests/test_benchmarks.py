@@ -22,6 +22,17 @@ def test_all_are_listed() -> None:
 
 
 @pytest.mark.slow
+def test_all_can_be_imported() -> None:
+    """What they take from the package is there under its name; that they run is tested in the exhaustive tier."""
+    names = [path.stem for path in sorted((ROOT / "benchmarks").glob("[a-z]*.py"))]
+    script = "".join(f"import benchmarks.{name}\n" for name in names)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "options", "says"),
