@@ -70,11 +70,12 @@ def run(name: str, options: list[str]) -> dict[str, Any]:
     result = {
         "options": options, "seconds": round(time.monotonic() - started, 1), "load_before": before,
         "under_load": before > (os.cpu_count() or 1), "status": done.returncode,
-        "printed": done.stdout.splitlines(),
+        # Without this machine's folders: the file goes into the repository.
+        "printed": done.stdout.replace(f"{FOLDER.parent}{os.sep}", "").splitlines(),
     }  # fmt: skip
     if done.returncode:
         print(done.stderr[-2000:], file=sys.stderr)
-        result["error"] = done.stderr[-2000:]
+        result["error"] = done.stderr[-2000:].replace(f"{FOLDER.parent}{os.sep}", "")
     return result
 
 

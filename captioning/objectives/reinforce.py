@@ -12,7 +12,7 @@ least variance, but biased: the effect of a location on later words is left out)
 above the baseline loses probability.
 
 The authors' baseline is a moving `average` of the cost. It leaves the difficulty of each caption in the
-advantage: in one epoch on Flickr8k (one seed) dev loss was 0.03 to 0.12 nats higher with it. The attention
+advantage: in one epoch on Flickr8k (seed 0) dev loss was 0.03 to 0.12 nats higher with it. The attention
 left the uniform distribution with `own` and a small weight of the entropy, under both baselines; with `word`
 it hardly did (notebooks/RESULTS.md, "Show, Attend and Tell").
 
