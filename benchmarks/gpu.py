@@ -9,7 +9,8 @@ and nothing else.
 
     eager     as `captioning train` runs it: steps of captions that have ended are left out
     compiled  torch.compile of the step of one word, or of the Transformer's pass over all words
-    graphed   the whole step, padded, recorded once as a CUDA graph and replayed
+    graphed   teacher forcing recorded as CUDA graphs, as `captioning train cuda_graphs=true` runs it; of the
+              references, the whole step with its update
 
 References: the post's loop, and an ordinary good one (`benchmarks.references`). Medians are printed. Busy is
 the share of the wall time in which the GPU ran kernels, from torch's profiler.
@@ -45,6 +46,7 @@ from captioning.models import (
     UpDown,
 )
 from captioning.objectives import CrossEntropy, SelfCritical
+from captioning.training.cuda_graphs import ReplayedForward
 from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, Vocabulary
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -209,7 +211,14 @@ def form_of(name: str, form: str, batch: Batch) -> Callable[[], None]:
         method = "unroll" if isinstance(model, Transformer) else "step"
         setattr(model, method, torch.compile(getattr(model, method)))
         return training_step([*model.parameters()], lambda: padded_loss(model, batch))
-    return graphed(training_step([*model.parameters()], lambda: padded_loss(model, batch)))
+    objective, forward = CrossEntropy(), ReplayedForward(model)
+    model.forward = forward  # type: ignore[method-assign]
+
+    def loss() -> Tensor:
+        forward.begin_step()
+        return objective(model, batch).loss
+
+    return training_step([*model.parameters()], loss)
 
 
 def measure_training(clock: Clock, batch: Batch, repeats: int) -> None:

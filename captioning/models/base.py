@@ -105,23 +105,31 @@ class CaptionModel(nn.Module, ABC):
         """
         return nullcontext()
 
-    def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
+    def forward(
+        self,
+        features: Tensor,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        image_rows: Tensor | None = None,
+    ) -> Output:
         """Compute the hidden vectors of given captions (teacher forcing).
 
         Args:
             features: (B, R, D).
-            tokens: (B, T) input words from START on; END is not needed, and steps at END or PAD are left out.
+            tokens: (C, T) input words from START on; END is not needed, and steps at END or PAD are left out.
             mask: (B, R) True at real regions.
+            image_rows: (C,) the image of each caption, which is encoded once; None for one caption an image.
 
         Raises:
-            InputError: there are not as many captions as images.
+            InputError: there are not as many captions as images, and no rows say which belong together.
         """
-        if len(features) != len(tokens):
+        if image_rows is None and len(features) != len(tokens):
             raise InputError(
                 f"features of {len(features)} images came with {len(tokens)} captions; an objective whose "
                 "captions share images (data.captions_per_image) calls teacher_force(model, batch, inputs)"
             )
-        return self.unroll(self.encode(features, mask), tokens)
+        memory = self.encode(features, mask)
+        return self.unroll(memory if image_rows is None else pick(memory, image_rows), tokens)
 
     def unroll(self, memory: Tree, tokens: Tensor) -> Output:
         """Run `step` over given words (B, T); families override it by something faster, equal in value."""
@@ -136,6 +144,14 @@ class CaptionModel(nn.Module, ABC):
             memory,
             {name: _stack([s.extras[name] for s in steps]) * real for name in steps[0].extras},
         )
+
+    def unroll_all(self, memory: Tree, tokens: Tensor) -> Output:
+        """Do what `unroll` does, by operations that are the same for all words (B, T) of this shape.
+
+        A GPU can then replay a recording of them. Families whose `unroll` leaves out captions that have ended
+        override it.
+        """
+        return self.unroll(memory, tokens)
 
 
 def real_steps(tokens: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ A recurrent family splits a step in three, so that teacher forcing runs each par
 """
 
 from abc import abstractmethod
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -50,8 +51,32 @@ class RecurrentModel(CaptionModel):
     def unroll(self, memory: Tree, tokens: Tensor) -> Output:
         """Process all words (B, T); equal to `step` after `step`, in less time."""
         captions = sort_by_length(tokens)
-        embedded = self.embed(tokens[captions.order])  # (B, T, ·) each
-        active = pick(memory, captions.order)  # the memory of the captions that are still running
+        found = self._run(captions, tokens[captions.order], pick(memory, captions.order))
+        restore = partial(captions.restore, num_steps=tokens.shape[1])
+        return Output(
+            restore(found.hidden),  # (B, T, H)
+            None if found.attention is None else restore(found.attention),  # (B, T, R)
+            memory,
+            {name: restore(values) for name, values in found.extras.items()},  # (B, T)
+        )
+
+    def unroll_all(self, memory: Tree, tokens: Tensor) -> Output:
+        """Process all words (B, T) without leaving out captions that have ended, see `CaptionModel`."""
+        real = real_steps(tokens)  # (B, T)
+        rows = torch.arange(len(tokens), device=tokens.device)
+        captions = SortedCaptions(rows, real.sum(1), [len(tokens)] * tokens.shape[1])
+        found = self._run(captions, tokens, memory)
+        return Output(
+            found.hidden,
+            None if found.attention is None else found.attention * real[..., None],
+            memory,
+            {name: values * real for name, values in found.extras.items()},
+        )
+
+    def _run(self, captions: "SortedCaptions", tokens: Tensor, memory: Tree) -> Output:
+        """Process words (B, T) and memory, both sorted, up to the end of the longest caption."""
+        embedded = self.embed(tokens)  # (B, T, ·) each
+        active = memory  # of the captions that are still running
         state, moves, size = self.start(active), [], len(tokens)
         words = zip(*(part.unbind(1) for part in embedded), strict=True)
         # `words` may be longer: steps after the end of the longest caption are not run.
@@ -62,19 +87,14 @@ class RecurrentModel(CaptionModel):
                 active, state = pick(active, rows), pick(state, rows)
             moves.append(self.advance(pick(word, slice(size)), state, active))
             state = moves[-1].state
-        length, total = len(moves), tokens.shape[1]
+        length = len(moves)
         outputs = tuple(captions.stack([m.outputs[i] for m in moves]) for i in range(len(moves[0].outputs)))
         hidden = self.finish(outputs, pick(embedded, (slice(None), slice(length))))  # (B, length, H)
         # `finish` need not map the zeros after a caption's end to zeros.
         hidden = hidden * (torch.arange(length, device=tokens.device) < captions.lengths[:, None])[..., None]
         maps = [m.attention for m in moves if m.attention is not None]
         extras = {name: captions.stack([m.extras[name] for m in moves]) for name in moves[0].extras}
-        return Output(
-            captions.restore(hidden, total),  # (B, T, H)
-            captions.restore(captions.stack(maps), total) if maps else None,  # (B, T, R)
-            memory,
-            {name: captions.restore(values, total) for name, values in extras.items()},  # (B, T)
-        )
+        return Output(hidden, captions.stack(maps) if maps else None, memory, extras)
 
 
 class SortedCaptions(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
-from captioning.models.base import CaptionModel, Output, pick
+from captioning.models.base import CaptionModel, Output
 from captioning.vocabulary import Vocabulary
 
 
@@ -44,10 +44,9 @@ def check_range(name: str, value: float, least: float, most: float = math.inf) -
 
 def teacher_force(model: CaptionModel, batch: Batch, inputs: Tensor) -> Output:
     """Run the model over input words (C, T); an image that several captions describe is encoded once."""
-    if batch.image_rows is None:
-        return model(batch.features, inputs, batch.mask)
-    memory = model.encode(batch.features, batch.mask)
-    return model.unroll(pick(memory, batch.image_rows), inputs)
+    rows = () if batch.image_rows is None else (batch.image_rows,)
+    output: Output = model(batch.features, inputs, batch.mask, *rows)
+    return output
 
 
 class TrainingData(Protocol):

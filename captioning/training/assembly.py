@@ -27,6 +27,7 @@ from captioning.objectives import Objective
 from captioning.processes import first_process_first, this_process
 from captioning.training.callbacks import HOOKS, LOGGING, SampleCaptions, TraceShapes, tolerate
 from captioning.training.checkpoint_io import AtomicCheckpointIO
+from captioning.training.cuda_graphs import CudaGraphs
 from captioning.training.module import CaptioningModule
 from captioning.training.run import Run
 from captioning.training.schedules import check_optimizer_states
@@ -171,6 +172,8 @@ def build_trainer(config: DictConfig) -> Trainer:
         callbacks.append(averaging)
     if config.trace_shapes:
         callbacks.append(TraceShapes())
+    if config.cuda_graphs:
+        callbacks.append(CudaGraphs())
     for callback in callbacks:
         if isinstance(callback, (LearningRateMonitor, ProgressBar, SampleCaptions, TraceShapes)):
             tolerate(callback, HOOKS)

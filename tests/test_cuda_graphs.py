@@ -1,0 +1,168 @@
+"""Teacher forcing that is recorded and replayed equals the model's own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captioning.data.dataset import Batch
+from captioning.errors import InputError
+from captioning.models import CaptionModel
+from captioning.objectives import CrossEntropy
+from captioning.training import assemble
+from captioning.training.cuda_graphs import MOST, CudaGraphs, ReplayedForward
+from tests.conftest import FAMILIES, batch_of, build, compose_config
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+SOFT = [family for family in FAMILIES if family != "show_attend_tell_hard"]
+
+
+class Recorder:
+    """Stands for a GPU's recordings: runs the function as it is, and remembers the shapes."""
+
+    def __init__(self) -> None:
+        self.recorded: list[tuple[int, ...]] = []
+
+    def __call__(self, body: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        self.recorded.append(tuple(inputs[1].shape))
+        body(*inputs)
+        return body
+
+
+def gradients(model: CaptionModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a batch and its gradients."""
+    model.zero_grad()
+    loss = CrossEntropy()(model, batch).loss
+    loss.backward()
+    return loss.detach(), {
+        name: part.grad.clone() for name, part in model.named_parameters() if part.grad is not None
+    }
+
+
+@pytest.mark.parametrize("family", SOFT)
+def test_a_replayed_forward_pass_is_the_models_own(family: str, ragged: Batch) -> None:
+    """Values and gradients, with regions that are padded, captions of several lengths and shared images."""
+    shared = ragged._replace(
+        tokens=torch.cat([ragged.tokens, ragged.tokens.flip(0)]),
+        image_rows=torch.cat([torch.arange(len(ragged.tokens)), torch.arange(len(ragged.tokens)).flip(0)]),
+    )
+    for batch in (ragged, shared):
+        model = build(family).train()
+        loss, expected = gradients(model, batch)
+        recorder = Recorder()
+        model.forward = ReplayedForward(model, recorder)
+        replayed, found = gradients(model, batch)
+        assert len(recorder.recorded) == 1 and recorder.recorded[0][1] % 4 == 0
+        torch.testing.assert_close(replayed, loss)
+        assert found.keys() == expected.keys()
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_an_output_has_zeros_where_the_models_own_has() -> None:
+    model, batch = build("show_attend_tell").train(), batch_of([[4, 5, 6, 7], [8]])
+    own = model(batch.features, batch.tokens[:, :-1])
+    model.forward = ReplayedForward(model, Recorder())
+    replayed = model(batch.features, batch.tokens[:, :-1])
+    torch.testing.assert_close(replayed.hidden, own.hidden)
+    torch.testing.assert_close(replayed.attention, own.attention)
+    assert not replayed.attention[1, 2:].any()
+
+
+def test_a_shape_is_recorded_once_and_replayed_once_a_step() -> None:
+    """The backward pass of a first use still needs the tensors that a second would overwrite."""
+    model, recorder = build("gru_attention").train(), Recorder()
+    forward = model.forward = ReplayedForward(model, recorder)
+    for words in (2, 3, 2, 7):  # with START: 3, 4, 3 and 8 words
+        forward.begin_step()
+        batch = batch_of([list(range(4, 4 + words))] * 2)
+        for _ in range(2):
+            model(batch.features, batch.tokens[:, :-1])
+    assert recorder.recorded == [(2, 4), (2, 8)]
+
+
+def test_only_so_many_shapes_are_recorded() -> None:
+    model, recorder = build("gru_attention").train(), Recorder()
+    model.forward = ReplayedForward(model, recorder)
+    for size in range(1, MOST + 5):
+        batch = batch_of([[4, 5]] * size)
+        assert model(batch.features, batch.tokens[:, :-1]).hidden.shape[:2] == (size, 3)
+    assert len(recorder.recorded) == MOST
+
+
+def test_evaluation_is_never_replayed(ragged: Batch) -> None:
+    model, recorder = build("up_down"), Recorder()
+    model.forward = ReplayedForward(model, recorder)
+    model.eval()(ragged.features, ragged.tokens[:, :-1], ragged.mask)
+    with torch.no_grad():
+        model.train()(ragged.features, ragged.tokens[:, :-1], ragged.mask)
+    assert not recorder.recorded
+
+
+def test_a_model_that_cannot_be_recorded_says_so(ragged: Batch) -> None:
+    def fail(body: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    model = build("up_down").train()
+    model.forward = ReplayedForward(model, fail)
+    with pytest.raises(InputError, match=r"UpDown \(operation not permitted.*\); give cuda_graphs=false"):
+        model(ragged.features, ragged.tokens[:, :-1], ragged.mask)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_training_without_a_gpu_refuses_graphs(toy_overrides: list[str], tmp_path: Path) -> None:
+    config = compose_config(
+        "train", *toy_overrides, "cuda_graphs=true", f"output_dir={tmp_path}", "trainer.accelerator=cpu"
+    )
+    with pytest.raises(InputError, match="the training runs on cpu; give cuda_graphs=false"):
+        assemble(config).fit()
+
+
+@needs_gpu
+@pytest.mark.parametrize("family", SOFT)
+def test_a_recorded_step_is_the_models_own(family: str, ragged: Batch) -> None:
+    """On a GPU, with real recordings, several steps of two shapes, and an update in between."""
+    device = torch.device("cuda")
+    own, replayed = build(family).to(device), build(family).to(device)
+    replayed.load_state_dict(own.state_dict())
+    forward = replayed.forward = ReplayedForward(replayed)
+    steps = [torch.optim.SGD(model.parameters(), 0.1) for model in (own, replayed)]
+    batches = [
+        batch._replace(
+            features=batch.features.to(device),
+            mask=None if batch.mask is None else batch.mask.to(device),
+            tokens=batch.tokens.to(device),
+        )
+        # The Translator packs its sequence where regions are padded, which takes lengths from the CPU.
+        for batch in (
+            ragged._replace(mask=None) if "translator" in family else ragged,
+            batch_of([[4, 5, 6, 7, 8], [4]]),
+        )
+    ]
+    for batch in batches * 2:
+        forward.begin_step()
+        loss, expected = gradients(own.train(), batch)
+        again, found = gradients(replayed.train(), batch)
+        torch.testing.assert_close(again, loss, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+        for optimizer in steps:
+            optimizer.step()
+
+
+def test_the_models_own_forward_pass_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Module:
+        model = build("up_down")
+        device = torch.device("cuda")
+
+    class Trainer:
+        world_size = accumulate_grad_batches = 1
+
+    callback, module = CudaGraphs(), Module()
+    callback.on_train_start(Trainer(), module)
+    assert isinstance(module.model.forward, ReplayedForward)
+    callback.on_train_end(Trainer(), module)
+    assert "forward" not in vars(module.model)
+    Trainer.accumulate_grad_batches = 4
+    with pytest.raises(InputError, match="trainer.accumulate_grad_batches is 4"):
+        callback.on_train_start(Trainer(), module)
