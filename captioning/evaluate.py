@@ -139,7 +139,7 @@ def report(
         log.info("scores are over %s, and compare only with others over the same", references.tokens)
     if references.frequencies and "cider_d" in evaluations[0].scores:
         log.info("CIDEr-D weighs n-grams by their frequencies in %s", references.frequencies.source)
-    if options["compare"]:
+    if options["compare"] and options["page_images"]:
         page = {"metric": options["page_metric"], "limit": options["page_images"]}
         pair = [evaluations[0], evaluations[num_first or 1]]
         write_page(Path(folder), pair, references, tables, **page)

@@ -85,6 +85,10 @@ FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
     "attentive_translator_bidirectional": family_of(
         AttentiveTranslator, global_feature=False, bidirectional=True, **TRANSLATOR
     ),
+    "attentive_translator_without_attention": family_of(
+        AttentiveTranslator, **{**TRANSLATOR, "context_to": "nothing"}
+    ),
+    "attentive_translator_shuffled": family_of(AttentiveTranslator, shuffled=True, **TRANSLATOR),
     "attentive_translator_output": family_of(AttentiveTranslator, **{**TRANSLATOR, "context_to": "output"}),
     "adaptive": family_of(
         AdaptiveCaptioner, encoder=partial(PROJECTION, output_dim=10), attention_dim=8, **SMALL
@@ -96,7 +100,10 @@ FAMILIES: dict[str, Callable[..., CaptionModel]] = {  # a new family adds a line
     "meshed_memory": family_of(MeshedMemory, num_levels=2, num_slots=3, **HEADS),
 }
 
-WITHOUT_ATTENTION = {"mean_pooled"}  # families whose `Step.attention` is None
+WITHOUT_ATTENTION = {
+    "mean_pooled",
+    "attentive_translator_without_attention",
+}  # families whose `Step.attention` is None
 
 # The objective of a family that cross-entropy alone does not train.
 OBJECTIVES: dict[str, Callable[[], Objective]] = {

@@ -729,7 +729,7 @@ class TestCommand:
             (["compare=[a]"], r"compare=['a'] must be a list of two files"),
             (["compare=a.json"], "compare=a.json must be a list of two files"),
             (["compare=[[a,b],[c]]"], "or of two lists, with the files of several runs of each setting"),
-            (["results=a", "page_images=null"], "page_images=None must be a whole number from 1"),
+            (["results=a", "page_images=null"], "page_images=None must be a whole number from 0"),
             (["results=a", "resamples=0"], "resamples=0 must be a whole number from 1"),
             (["checkpoint=a", "references=b"], "references= goes with results=, compare= or people=true"),
             (["results=a", "metrics=cider"], "metrics=['cider'] has ['cider']"),

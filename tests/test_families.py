@@ -223,8 +223,46 @@ def test_the_translator_follows_the_paper(context_to: str) -> None:
     torch.testing.assert_close(step.attention, alpha[:, :-1] + alpha[:, -1:] / REGIONS)
 
 
+def test_a_translator_without_attention_has_the_encoders_last_state_alone() -> None:
+    model = build("attentive_translator_without_attention")
+    features, step = run_steps(model)
+    states, (h, c) = model.sequence(features, None)
+    words = model.embedding(WORDS)
+    for _ in range(3):
+        h, c = lstm(model.word_gates(words) + model.state_gates(h), c)
+    torch.testing.assert_close(step.hidden, h)
+    assert step.attention is None and not any("attention" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("counts", [None, [5, 3]])
+def test_a_shuffled_translator_reads_in_another_order_and_keeps_the_regions_places(
+    counts: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build("attentive_translator_shuffled").train()
+    batch = batch_of([[4], [5]], counts=counts)
+    keys = torch.arange(REGIONS, 0, -1) / (REGIONS + 1)  # from the last region to the first
+    monkeypatch.setattr(torch, "rand", lambda *size, **options: keys.expand(*size))
+    found = model.encode(batch.features, batch.mask)
+    for row, count in enumerate(counts or [REGIONS, REGIONS]):
+        states, last = model.sequence(batch.features[row : row + 1, :count].flip(1), None)
+        torch.testing.assert_close(found.source.values[row, :count], states[0, :count].flip(0))
+        torch.testing.assert_close(found.source.values[row, -1], states[0, -1])  # the global feature
+        torch.testing.assert_close(found.first.hidden[row], last.hidden[0])
+
+
+def test_a_shuffled_translator_draws_an_order_for_every_image_and_one_in_evaluation() -> None:
+    model, batch = build("attentive_translator_shuffled"), batch_of([[4], [5]])
+    same = batch.features[:1].expand(2, -1, -1)
+    first, second = model.train().encode(same).first.hidden
+    assert not torch.allclose(first, second)
+    first, second = model.eval().encode(same).first.hidden
+    assert torch.equal(first, second) and torch.equal(first, model.encode(same).first.hidden[0])
+
+
 def test_the_translators_context_has_three_places_to_go() -> None:
-    with pytest.raises(InputError, match="context_to is 'both of them'; it must be lstm, output or both"):
+    with pytest.raises(
+        InputError, match="context_to is 'both of them'; it must be lstm, output, both or nothing"
+    ):
         build("attentive_translator", context_to="both of them")
 
 

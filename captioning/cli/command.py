@@ -45,6 +45,7 @@ _IGNORED_WARNINGS = (
     ".*ended before the epoch ended and your dataloader is not resumable.*",  # our own sampler is
     ".*when logging on epoch level in distributed setting.*",  # every process logs the same value
     ".*Checkpoint directory .* exists and is not empty.*",
+    ".*AccumulateGrad node's stream does not match.*",  # recording a CUDA graph, which waits for both streams
     ".*Experiment logs directory .* exists and is not empty.*",  # Hydra has put its own files there
 )
 

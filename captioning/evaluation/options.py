@@ -50,9 +50,9 @@ def check_options(options: Mapping[str, Any]) -> None:
     metrics = options["metrics"]
     metrics = [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(metrics)
-    for name in ("page_images", "resamples"):
-        if type(options[name]) is not int or options[name] < 1:
-            raise InputError(f"{name}={options[name]} must be a whole number from 1")
+    for name, least in (("page_images", 0), ("resamples", 1)):
+        if type(options[name]) is not int or options[name] < least:
+            raise InputError(f"{name}={options[name]} must be a whole number from {least}")
     # BLEU is four metrics on the page; the others come up four times here, which does no harm.
     names = [f"bleu_{n}" if metric == "bleu" else metric for metric in metrics for n in range(1, 5)]
     if compare and options["page_metric"] not in names:

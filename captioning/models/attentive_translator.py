@@ -10,6 +10,9 @@ weight is spread evenly over the regions. Whether the context enters the decoder
 could not be settled from what was available of the paper; `context_to` offers all three. The order of the
 regions is that of the feature file: detectors store the most confident first or as `features.extractor.order`
 says, grids store cells row by row. The encoder reads in one direction, or in both with `bidirectional`.
+
+Ablations: `context_to=nothing` is the translator without attention, of which only the encoder's last state is
+left; `shuffled` reads the regions of every image in an order drawn anew, so that the order says nothing.
 """
 
 from typing import NamedTuple
@@ -114,10 +117,11 @@ class AttentiveTranslator(RecurrentModel):
         embedding_dim: size of a word vector and of a projected region.
         hidden_dim: H of both LSTMs.
         attention_dim: size of the attention's hidden layer.
-        context_to: `lstm`, `output` or `both`.
+        context_to: `lstm`, `output`, `both` or `nothing`.
         dropout: probability, on projected regions, word vectors and before the head.
         global_feature: whether the source ends with the mean region.
         bidirectional: whether it is also read from the end, with H/2 for each direction.
+        shuffled: whether the regions are read in a random order; in evaluation it is always the same one.
 
     Raises:
         InputError: an unknown `context_to`; see also `RegionSequence`.
@@ -135,12 +139,14 @@ class AttentiveTranslator(RecurrentModel):
         dropout: float,
         global_feature: bool = True,
         bidirectional: bool = False,
+        shuffled: bool = False,
     ) -> None:
         super().__init__()
-        if context_to not in ("lstm", "output", "both"):
-            raise InputError(f"model.context_to is {context_to!r}; it must be lstm, output or both")
+        if context_to not in ("lstm", "output", "both", "nothing"):
+            raise InputError(f"model.context_to is {context_to!r}; it must be lstm, output, both or nothing")
         self.encoder = encoder
-        self.vocabulary_size, self.context_to = vocabulary_size, context_to
+        self.vocabulary_size, self.context_to, self.shuffled = vocabulary_size, context_to, shuffled
+        self.attends_to_regions = context_to != "nothing"
         self.sequence = RegionSequence(
             feature_dim=encoder.output_dim,
             embedding_dim=embedding_dim,
@@ -149,29 +155,51 @@ class AttentiveTranslator(RecurrentModel):
             global_feature=global_feature,
             bidirectional=bidirectional,
         )
-        self.attention = AdditiveAttention(
-            value_dim=hidden_dim, query_dim=hidden_dim, attention_dim=attention_dim
+        self.attention = (
+            AdditiveAttention(value_dim=hidden_dim, query_dim=hidden_dim, attention_dim=attention_dim)
+            if self.attends_to_regions
+            else None
         )
         self.embedding = nn.Embedding(vocabulary_size, embedding_dim)
         self.word_gates = nn.Linear(embedding_dim, 4 * hidden_dim)
         self.state_gates = nn.Linear(hidden_dim, 4 * hidden_dim, bias=False)
         self.context_gates = (
-            nn.Linear(hidden_dim, 4 * hidden_dim, bias=False) if context_to != "output" else None
+            nn.Linear(hidden_dim, 4 * hidden_dim, bias=False) if context_to in ("lstm", "both") else None
         )
-        self.output = nn.Linear(hidden_dim * (1 if context_to == "lstm" else 2), vocabulary_size)
+        self.output = nn.Linear(hidden_dim * (2 if context_to in ("output", "both") else 1), vocabulary_size)
         self.dropout = Dropout(dropout)
         nn.init.normal_(self.embedding.weight, std=0.1)
 
     def encode(self, features: Tensor, mask: Tensor | None = None) -> TranslatorMemory:
         """Read the regions as a sentence and compute the attention keys of its states."""
         values = self.encoder(features)  # (B, R, D)
-        states, last = self.sequence(values, mask)  # (B, R or R+1, H)
+        states, last = self._read(values, mask)  # (B, R or R+1, H)
         if mask is None:
             mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
         source_mask = mask
         if self.sequence.global_feature:
             source_mask = torch.cat([mask, mask[:, :1]], 1)  # every image has at least one region
+        if self.attention is None:
+            return TranslatorMemory(Regions(states, states, source_mask), last, mask)
         return TranslatorMemory(self.attention.prepare(states, source_mask), last, mask)
+
+    def _read(self, values: Tensor, mask: Tensor | None) -> tuple[Tensor, LSTMState]:
+        """Run the sequence encoder over values (B, R, D), `shuffled` or not; states come in their order."""
+        if not self.shuffled:
+            return self.sequence(values, mask)
+        shape = values.shape[:2]
+        if self.training:
+            keys = torch.rand(shape, device=values.device)  # (B, R)
+        else:  # multiples of the golden ratio: a fixed order without a pattern of rows
+            positions = torch.arange(shape[1], device=values.device)
+            keys = (positions * 0.618034).remainder(1).expand(shape)  # (B, R)
+        if mask is not None:
+            keys = keys + (~mask).float()  # padding stays at the end
+        order = keys.argsort(1)  # (B, R)
+        rows = torch.arange(len(values), device=values.device)[:, None]
+        states, last = self.sequence(values[rows, order], mask)
+        regions = states[rows, order.argsort(1)]  # (B, R, H), each where its region is
+        return torch.cat([regions, states[:, shape[1] :]], 1), last
 
     def start(self, memory: TranslatorMemory) -> LSTMState:
         """Return the sequence encoder's last state."""
@@ -183,8 +211,11 @@ class AttentiveTranslator(RecurrentModel):
 
     def advance(self, embedded: tuple[Tensor, ...], state: LSTMState, memory: TranslatorMemory) -> Advance:
         """Attend to the source with the old state, then update the decoder."""
-        context, weights = self.attention(state.hidden, memory.source)  # (B, H), (B, R or R+1)
         gates = embedded[0] + self.state_gates(state.hidden)  # (B, 4H)
+        if self.attention is None:
+            state = lstm_update(gates, state.cell)
+            return Advance((state.hidden,), None, state)
+        context, weights = self.attention(state.hidden, memory.source)  # (B, H), (B, R or R+1)
         if self.context_gates is not None:
             gates = gates + self.context_gates(context)
         state = lstm_update(gates, state.cell)
@@ -195,8 +226,10 @@ class AttentiveTranslator(RecurrentModel):
 
     def finish(self, outputs: tuple[Tensor, ...], embedded: tuple[Tensor, ...]) -> Tensor:
         """Concatenate state and context if the context goes to the output: (…, H) or (…, 2H)."""
+        if self.context_to in ("lstm", "nothing"):
+            return outputs[0]
         hidden, context = outputs
-        return hidden if self.context_to == "lstm" else torch.cat([hidden, context.to(hidden.dtype)], -1)
+        return torch.cat([hidden, context.to(hidden.dtype)], -1)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Compute logits: (…, H or 2H) -> (…, V)."""

@@ -62,6 +62,8 @@ class Objective(ABC):
     needs_trained_model: ClassVar[bool] = False
     # Whether the loss has a term of the attention over regions.
     needs_attention: ClassVar[bool] = False
+    # Whether its teacher forcing can be recorded as a CUDA graph, see `training.cuda_graphs`.
+    can_be_recorded: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, model: CaptionModel, batch: Batch) -> Terms:

@@ -50,6 +50,8 @@ class SelfCritical(Objective):
     """
 
     needs_trained_model = True
+    # Recording the cross-entropy beside the graph of the policy gradient failed (torch 2.11, an H200).
+    can_be_recorded = False
 
     def __init__(
         self,

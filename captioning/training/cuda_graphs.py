@@ -33,22 +33,10 @@ class CudaGraphs(Callback):
             InputError: this training cannot be recorded.
         """
         model: Any = pl_module.model
-        found = (
-            f"the training runs on {pl_module.device.type}"
-            if pl_module.device.type != "cuda"
-            else f"{trainer.world_size} processes share the training"
-            if trainer.world_size > 1
-            # A replay writes its gradients where those of the batch before lie.
-            else f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}"
-            if trainer.accumulate_grad_batches != 1
-            else f"{type(model).__name__} samples its attention"
-            if model.samples_attention
-            else None
-        )
-        if found:
+        if problem := _problem(trainer, pl_module):
             raise InputError(
-                f"cuda_graphs=true needs one CUDA device, a model with soft attention and an update for each "
-                f"batch, and {found}; give cuda_graphs=false"
+                "cuda_graphs=true needs one CUDA device, soft attention, an objective that teaches given "
+                f"captions and an update for each batch, and {problem}; give cuda_graphs=false"
             )
         model.forward = ReplayedForward(model)
 
@@ -66,6 +54,22 @@ class CudaGraphs(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Free the recordings."""
         vars(pl_module.model).pop("forward", None)
+
+
+def _problem(trainer: Trainer, pl_module: Any) -> str | None:
+    """Say why a training cannot be recorded; None if it can."""
+    if pl_module.device.type != "cuda":
+        return f"the training runs on {pl_module.device.type}"
+    if trainer.world_size > 1:
+        return f"{trainer.world_size} processes share the training"
+    if trainer.accumulate_grad_batches != 1:
+        # A replay writes its gradients where those of the batch before lie.
+        return f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}"
+    if pl_module.model.samples_attention:
+        return f"{type(pl_module.model).__name__} samples its attention"
+    if not pl_module.objective.can_be_recorded:
+        return f"the objective is {type(pl_module.objective).__name__}"
+    return None
 
 
 class ReplayedForward:
