@@ -72,14 +72,19 @@ OTHERS = {
 }
 COMPLETE = {
     "mean0": "mean region, no attention",
-    "gru0": "GRU + additive attention (the post's), seed 0",
-    "gru1": "the same, seed 1",
-    "sat0": "Show-Attend-Tell, soft",
+    "c_gru0": "GRU + additive attention (the post's), seed 0",
+    "c_gru1": "the same, seed 1",
+    "c_gru2": "the same, seed 2",
+    "c_sat0": "Show-Attend-Tell, soft, seed 0",
+    "c_sat1": "the same, seed 1",
+    "c_sat2": "the same, seed 2",
     "hard0": "Show-Attend-Tell, hard",
-    "updown0": "Up-Down",
-    "translator0": "Attentive Translator",
-    "topic0": "Topic-Guided",
-    "adaptive0": "Adaptive attention",
+    "c_updown0": "Up-Down, seed 0",
+    "c_updown1": "the same, seed 1",
+    "c_updown2": "the same, seed 2",
+    "c_translator0": "Attentive Translator",
+    "c_topic0": "Topic-Guided",
+    "c_adaptive0": "Adaptive attention",
     "meshed0": "Meshed-Memory Transformer, small",
     "t0": "Transformer, regularised, seed 0",
     "t1": "the same, seed 1",
@@ -93,6 +98,32 @@ COMPLETE = {
     "t_ema": "Transformer, averaged weights",
     "t_wd": "Transformer, word dropout",
     "t_text": "Transformer, sentences without pictures",
+}
+BETTER = {
+    "c_ute0": "Up-Down, sentences and average, seed 0",
+    "c_ute1": "the same, seed 1",
+    "c_ute2": "the same, seed 2",
+    "c_tte0": "Transformer, sentences and average, seed 0",
+    "c_tte1": "the same, seed 1",
+    "c_tte2": "the same, seed 2",
+    "c_ste0": "Show-Attend-Tell, sentences and average",
+    "c_mte0": "Attentive Translator, sentences and average",
+    "c_ue0": "Up-Down, average alone",
+    "c_ut0": "Up-Down, sentences alone",
+    "c_ens3": "ensemble: Up-Down, three seeds",
+    "c_ens4": "ensemble: Up-Down twice, Transformer, Show-Attend-Tell",
+    "c_ens4k": "ensemble: four families",
+    "c_us0": "self-critical: Up-Down, seed 0",
+    "c_us1": "the same, seed 1",
+    "c_us2": "the same, seed 2",
+    "c_ss0": "self-critical: Show-Attend-Tell",
+    "c_ms0": "self-critical: Attentive Translator",
+    "c_ts0": "self-critical: Transformer",
+    "c_ens3s": "self-critical ensemble: Up-Down, three seeds",
+    "c_ens4s": "self-critical ensemble: Up-Down twice, Transformer, Show-Attend-Tell",
+    "c_ens4ks": "self-critical ensemble: four families",
+    "c_topicnone0": "Topic-Guided without its topic",
+    "c_transnoglobal0": "Attentive Translator without the mean region",
 }
 METRICS = {
     "bleu_1": "B-1",
@@ -123,7 +154,7 @@ def table(names: Iterable[str], decoding: str) -> str:
         count = f"{run['parameters'] / 1e6:.1f} M" if run.get("parameters") else "–"
         cells = [cell(run[decoding][m]) if m in run[decoding] else "–" for m in METRICS]
         rows.append(
-            f"| {(LABELS | OTHERS | COMPLETE).get(name, name)} | {count} | "
+            f"| {(LABELS | OTHERS | COMPLETE | BETTER).get(name, name)} | {count} | "
             + " | ".join(cells)
             + f" | {run['commit']} | {run.get('minutes', '–')} |"
         )
@@ -205,32 +236,63 @@ figure.tight_layout()
 # %% [markdown]
 # ## Complete features
 #
-# Today's recipe on EfficientNet-Lite2's grids, up to eight epochs, beam 5. What is special about these runs (one GPU, recompressed
+# Today's recipe on EfficientNet-Lite2's grids, up to eight epochs, beam 5. What is special about these runs (a GPU, recompressed
 # photographs, some not finished) is in [RESULTS.md](RESULTS.md#complete-features-all-families-todays-recipe). METEOR was computed later
-# from the captions of the runs.
+# from the captions of the runs. Minutes are those of a training with up to 17 others on the same GPU.
 
 # %%
 display(Markdown(table(COMPLETE, "beam5")))
 
+# %% [markdown]
+# What was tried to get better captions: sentences without pictures, averaged weights, self-critical training, ensembles.
+
+# %%
+display(Markdown(table(BETTER, "beam5")))
+
+# %% [markdown]
+# Three seeds against three, over seeds and images:
+
+# %%
+SEEDS = {
+    "updown_gru": "Up-Down over the post's model",
+    "sat_gru": "Show-Attend-Tell over the post's model",
+    "updown_sat": "Up-Down over Show-Attend-Tell",
+    "ute_updown": "Up-Down: sentences and average over neither",
+    "tte_t": "Transformer: sentences and average over neither",
+    "updown_tte": "Up-Down over the Transformer with sentences and average",
+    "us_ute": "Up-Down: self-critical over cross-entropy",
+}
+rows = ["| | CIDEr-D | BLEU-4 |", "|---|---|---|"]
+for name, label in SEEDS.items():
+    cells = [runs[f"compare_c_{name}"]["paired"][metric] for metric in ("cider_d", "bleu_4")]
+    told = " | ".join(f"{c['difference']:+.1f} [{c['low']:.1f}, {c['high']:.1f}]" for c in cells)
+    rows.append(f"| {label} | {told} |")
+display(Markdown("\n".join(rows)))
+
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
-for name in (
-    "mean0",
-    "gru0",
-    "sat0",
-    "hard0",
-    "updown0",
-    "translator0",
-    "topic0",
-    "adaptive0",
-    "meshed0",
-    "t0",
-    "t_text",
+for place, name in enumerate(
+    (
+        "mean0",
+        "c_gru0",
+        "c_sat0",
+        "hard0",
+        "c_updown0",
+        "c_translator0",
+        "c_topic0",
+        "c_adaptive0",
+        "meshed0",
+        "t0",
+        "c_ute0",
+        "c_tte0",
+        "c_ste0",
+        "c_mte0",
+    )
 ):
     run = runs[name]
     for panel, key in ((left, "nll_by_epoch"), (right, "cider_by_epoch")):
-        style = "--" if name == "t_text" else "-"  # the eleventh line has the first one's colour
-        panel.plot(range(1, len(run[key]) + 1), run[key], style, marker=".", label=COMPLETE[name])
+        style = "-" if place < 10 else "--"  # the eleventh line has the first one's colour
+        panel.plot(range(1, len(run[key]) + 1), run[key], style, marker=".", label=(COMPLETE | BETTER)[name])
 left.set(xlabel="epoch", ylabel="dev, nats a word")
 right.set(xlabel="epoch", ylabel="dev, CIDEr-D, greedy")
 right.legend(fontsize=7)
