@@ -142,7 +142,7 @@ def report(
     if options["compare"] and options["page_images"]:
         page = {"metric": options["page_metric"], "limit": options["page_images"]}
         pair = [evaluations[0], evaluations[num_first or 1]]
-        write_page(Path(folder), pair, references, tables, **page)
+        write_page(Path(folder), pair, references, tables, several_runs=num_first is not None, **page)
     log.info("everything is in %s", folder)
     unavailable = {metric: why for e in evaluations for metric, why in e.unavailable.items()}
     for metric, why in unavailable.items():

@@ -393,6 +393,7 @@ class TestPage:
         assert differences[0] > 0 > differences[-1]
         assert set(GOOD.values()) | set(WEAK.values()) == set(parsed.text["dd"])
         assert {text for captions in REFERENCES.values() for text in captions} <= set(parsed.text["li"])
+        assert "randomization test over images" in self.build(tmp_path)
         assert "toy & val" in parsed.text["title"][0] and "a <b>" in parsed.text["title"][0]
 
     def test_captions_stay_text_whatever_they_hold(self, tmp_path: Path) -> None:
@@ -654,7 +655,8 @@ class TestCommand:
         assert scores["paired"]["cider_d"]["difference"] == pytest.approx(
             100 * (means[0] - means[1]), abs=1e-3
         )
-        assert (tmp_path / "comparison.html").is_file()
+        page = (tmp_path / "comparison.html").read_text()
+        assert "all runs of either setting" in page and "test over images" not in page
         header = (tmp_path / "images.csv").read_text().splitlines()[0]
         assert "caption_1" in header and "cider_d_4" in header
 

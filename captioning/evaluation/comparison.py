@@ -51,6 +51,7 @@ def write_page(
     *,
     metric: str,
     limit: int,
+    several_runs: bool = False,
 ) -> None:
     """Write `comparison.html`, unless the metric is missing.
 
@@ -61,6 +62,7 @@ def write_page(
         tables: shown above the images, all but the first folded.
         metric: that the images are sorted by.
         limit: images on the page at most.
+        several_runs: whether the tables are of several runs of two settings, of which these are the first.
     """
     if any(metric not in evaluation.scores for evaluation in evaluations):
         log.warning("no page, as there is no %s to sort it by", metric)
@@ -73,6 +75,7 @@ def write_page(
         metric=metric,
         tables=tables,
         total=len(examples),
+        several_runs=several_runs,
     )
     write_text(Path(folder) / "comparison.html", text)
 
@@ -119,6 +122,7 @@ def render_page(
     metric: str,
     tables: Sequence[Table],
     total: int,
+    several_runs: bool = False,
 ) -> str:
     """Return the page as HTML.
 
@@ -129,6 +133,7 @@ def render_page(
         metric: that the examples' scores are of.
         tables: shown above the examples, all but the first folded.
         total: number of images that `examples` were chosen from.
+        several_runs: see `write_page`.
     """
     # Captions and names may hold anything, so every text goes through `escape` before it becomes HTML.
     first, second = map(escape, names)
@@ -136,7 +141,13 @@ def render_page(
         share = f"{len(examples)} of {total} images, those where the two differ most either way"
     else:
         share = f"all {total} images"
+    tested = (
+        "the table is of all runs of either setting, the captions are those of its first run."
+        if several_runs
+        else "p is how often chance alone makes a difference that large (two-sided randomization test over images)."
+    )
     values = {
+        "tested": tested,
         "first": first,
         "second": second,
         "data": escape(data),
