@@ -144,7 +144,8 @@ def render_page(
     tested = (
         "the table is of all runs of either setting, the captions are those of its first run."
         if several_runs
-        else "p is how often chance alone makes a difference that large (two-sided randomization test over images)."
+        else "p is how often chance alone makes a difference that large (two-sided randomization test over "
+        "images)."
     )
     values = {
         "tested": tested,
