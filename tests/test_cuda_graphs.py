@@ -1,6 +1,7 @@
 """Teacher forcing that is recorded and replayed equals the model's own."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from captioning.data.dataset import Batch
 from captioning.errors import InputError
-from captioning.models import CaptionModel
+from captioning.models import CaptionModel, UpDown
+from captioning.models.base import Output, Tree
 from captioning.objectives import CrossEntropy, SelfCritical
 from captioning.training import assemble
-from captioning.training.cuda_graphs import MOST, CudaGraphs, ReplayedForward
+from captioning.training.cuda_graphs import MAX_RECORDINGS, CudaGraphs, ReplayedForward
 from tests.conftest import FAMILIES, batch_of, build, compose_config
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -92,10 +94,57 @@ def test_a_shape_is_recorded_once_and_replayed_once_a_step() -> None:
 def test_only_so_many_shapes_are_recorded() -> None:
     model, recorder = build("gru_attention").train(), Recorder()
     model.forward = ReplayedForward(model, recorder)
-    for size in range(1, MOST + 5):
+    for size in range(1, MAX_RECORDINGS + 5):
         batch = batch_of([[4, 5]] * size)
         assert model(batch.features, batch.tokens[:, :-1]).hidden.shape[:2] == (size, 3)
-    assert len(recorder.recorded) == MOST
+    assert len(recorder.recorded) == MAX_RECORDINGS
+
+
+def test_a_model_of_ones_own_needs_no_image_rows() -> None:
+    class Narrow(UpDown):
+        def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Output:
+            return super().forward(features, tokens, mask)
+
+    model, batch = as_class(Narrow), batch_of([[4, 5]])
+    model.forward = ReplayedForward(model, Recorder())
+    assert CrossEntropy()(model.eval(), batch).loss.isfinite()
+
+
+def test_parameters_that_are_unfrozen_get_a_recording_of_their_own() -> None:
+    model, recorder, batch = build("up_down").train(), Recorder(), batch_of([[4, 5]])
+    forward = model.forward = ReplayedForward(model, recorder)
+    model.embedding.requires_grad_(False)
+    for trained in (False, True, False):
+        model.embedding.requires_grad_(trained)
+        forward.begin_step()
+        _, found = gradients(model, batch)
+        assert ("embedding.weight" in found) == trained
+    assert len(recorder.recorded) == 2
+
+
+def test_what_no_gradient_reaches_is_not_replayed() -> None:
+    model, batch = build("up_down").train(), batch_of([[4, 5]])
+    model.requires_grad_(False)
+    model.output.requires_grad_(True)
+
+    def record(body: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        body(*inputs)
+        return lambda *_: pytest.fail("there is no backward pass to replay")
+
+    model.forward = ReplayedForward(model, record)
+    assert gradients(model, batch)[1].keys() == {"output.weight", "output.bias"}
+
+
+def test_a_copy_of_the_model_records_anew() -> None:
+    model, recorder, batch = build("up_down").train(), Recorder(), batch_of([[4, 5]])
+    model.forward = ReplayedForward(model, recorder)
+    model(batch.features, batch.tokens[:, :-1])
+    copy = deepcopy(model)
+    with torch.no_grad():
+        copy.embedding.weight.zero_()
+    assert copy.forward.model is copy
+    expected = UpDown.forward(copy, batch.features, batch.tokens[:, :-1]).hidden
+    torch.testing.assert_close(copy(batch.features, batch.tokens[:, :-1]).hidden, expected)
 
 
 def test_evaluation_is_never_replayed(ragged: Batch) -> None:
@@ -167,6 +216,11 @@ def training(**found: object) -> tuple[SimpleNamespace, SimpleNamespace]:
     )
 
 
+@pytest.mark.parametrize("family", SOFT)
+def test_every_family_with_soft_attention_can_be_recorded(family: str) -> None:
+    CudaGraphs().on_train_start(*training(model=build(family)))
+
+
 def test_the_models_own_forward_pass_comes_back() -> None:
     callback, (trainer, module) = CudaGraphs(), training()
     for end in (callback.on_train_end, partial(callback.on_exception, exception=KeyboardInterrupt())):
@@ -176,9 +230,39 @@ def test_the_models_own_forward_pass_comes_back() -> None:
         assert "forward" not in vars(module.model)
 
 
+def test_gradients_that_are_accumulated_later_are_refused() -> None:
+    callback, (trainer, module) = CudaGraphs(), training()
+    callback.on_train_start(trainer, module)
+    trainer.accumulate_grad_batches = 2
+    with pytest.raises(InputError, match="trainer.accumulate_grad_batches is 2"):
+        callback.on_train_batch_start(trainer, module, None, 0)
+
+
+class OwnForward(UpDown):
+    """A model of the user's with something before the recorded part."""
+
+    def forward(self, features: Tensor, *rest: Tensor | None) -> Output:
+        return super().forward(2 * features, *rest)
+
+
+class OwnUnroll(UpDown):
+    """A model of the user's whose `unroll_all` is that of the family."""
+
+    def unroll(self, memory: Tree, tokens: Tensor) -> Output:
+        return super().unroll(memory, tokens)
+
+
+def as_class(kind: type) -> CaptionModel:
+    model = build("up_down")
+    model.__class__ = kind
+    return model
+
+
 @pytest.mark.parametrize(
     ("found", "message"),
     [
+        ({"model": as_class(OwnForward)}, "OwnForward has a forward pass or an unroll without an unroll_all"),
+        ({"model": as_class(OwnUnroll)}, "OwnUnroll has a forward pass or an unroll without an unroll_all"),
         ({"accumulate_grad_batches": 4}, "trainer.accumulate_grad_batches is 4"),
         ({"world_size": 2}, "2 processes share the training"),
         ({"model": build("show_attend_tell_hard")}, "ShowAttendTell samples its attention"),
@@ -186,5 +270,5 @@ def test_the_models_own_forward_pass_comes_back() -> None:
     ],
 )
 def test_what_cannot_be_recorded_is_refused(found: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=f"{message}; give cuda_graphs=false"):
+    with pytest.raises(InputError, match=f"{message}.*; give cuda_graphs=false"):
         CudaGraphs().on_train_start(*training(**found))

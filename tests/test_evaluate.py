@@ -655,6 +655,9 @@ class TestCommand:
         assert scores["paired"]["cider_d"]["difference"] == pytest.approx(
             100 * (means[0] - means[1]), abs=1e-3
         )
+        options = f"compare=[{a0},{b0}]", f"references={references}", "metrics=[bleu]", "page_images=0"
+        run(configured(tmp_path / "no_page", *options))
+        assert not (tmp_path / "no_page" / "comparison.html").exists()
         page = (tmp_path / "comparison.html").read_text()
         assert "all runs of either setting" in page and "test over images" not in page
         header = (tmp_path / "images.csv").read_text().splitlines()[0]

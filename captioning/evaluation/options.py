@@ -55,6 +55,6 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise InputError(f"{name}={options[name]} must be a whole number from {least}")
     # BLEU is four metrics on the page; the others come up four times here, which does no harm.
     names = [f"bleu_{n}" if metric == "bleu" else metric for metric in metrics for n in range(1, 5)]
-    if compare and options["page_metric"] not in names:
+    if compare and options["page_images"] and options["page_metric"] not in names:
         choice = ", ".join(dict.fromkeys(names))
         raise InputError(f"page_metric={options['page_metric']} is not scored here; it is one of {choice}")

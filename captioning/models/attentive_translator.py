@@ -11,8 +11,9 @@ could not be settled from what was available of the paper; `context_to` offers a
 regions is that of the feature file: detectors store the most confident first or as `features.extractor.order`
 says, grids store cells row by row. The encoder reads in one direction, or in both with `bidirectional`.
 
-Ablations: `context_to=nothing` is the translator without attention, of which only the encoder's last state is
-left; `shuffled` reads the regions of every image in an order drawn anew, so that the order says nothing.
+Ablations: `context_to=nothing` is the translator without attention, which sees only the encoder's last state
+(`attention_dim` is then not used); `shuffled` reads the regions of every image in an order drawn anew, which
+then says nothing.
 """
 
 from typing import NamedTuple
@@ -180,7 +181,7 @@ class AttentiveTranslator(RecurrentModel):
         if self.sequence.global_feature:
             source_mask = torch.cat([mask, mask[:, :1]], 1)  # every image has at least one region
         if self.attention is None:
-            return TranslatorMemory(Regions(states, states, source_mask), last, mask)
+            return TranslatorMemory(Regions(states, states, source_mask), last, mask)  # regions are not read
         return TranslatorMemory(self.attention.prepare(states, source_mask), last, mask)
 
     def _read(self, values: Tensor, mask: Tensor | None) -> tuple[Tensor, LSTMState]:

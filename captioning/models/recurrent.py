@@ -100,6 +100,8 @@ class RecurrentModel(CaptionModel):
 class SortedCaptions(NamedTuple):
     """Captions sorted by length, longest first: those still running at a step are the first rows.
 
+    Where all run to the end, any order will do.
+
     order: (B,) the batch's row at each sorted position.
     lengths: (B,) number of real steps, in sorted order.
     running: for each step, how many captions are still running.

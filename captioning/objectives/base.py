@@ -44,6 +44,7 @@ def check_range(name: str, value: float, least: float, most: float = math.inf) -
 
 def teacher_force(model: CaptionModel, batch: Batch, inputs: Tensor) -> Output:
     """Run the model over input words (C, T); an image that several captions describe is encoded once."""
+    # A model of the user's may take no rows as long as captions share no images.
     rows = () if batch.image_rows is None else (batch.image_rows,)
     output: Output = model(batch.features, inputs, batch.mask, *rows)
     return output
@@ -62,7 +63,8 @@ class Objective(ABC):
     needs_trained_model: ClassVar[bool] = False
     # Whether the loss has a term of the attention over regions.
     needs_attention: ClassVar[bool] = False
-    # Whether its teacher forcing can be recorded as a CUDA graph, see `training.cuda_graphs`.
+    # Whether its teacher forcing can be recorded as a CUDA graph (`training.cuda_graphs`): not beside a pass
+    # whose gradient is still to be computed.
     can_be_recorded: ClassVar[bool] = True
 
     @abstractmethod

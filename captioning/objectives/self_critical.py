@@ -50,7 +50,7 @@ class SelfCritical(Objective):
     """
 
     needs_trained_model = True
-    # Recording the cross-entropy beside the graph of the policy gradient failed (torch 2.11, an H200).
+    # The policy gradient is still to be computed when the cross-entropy is recorded; that fails (torch 2.11).
     can_be_recorded = False
 
     def __init__(

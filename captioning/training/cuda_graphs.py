@@ -6,6 +6,7 @@ and its captions are padded to a multiple of four words, so that shapes come aga
 update are run as ever.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,8 +19,10 @@ from captioning.errors import InputError
 from captioning.models.base import CaptionModel, Output, Tree, pick
 from captioning.vocabulary import PAD
 
-WORDS = 4  # captions are padded to a multiple of it
-MOST = 32  # recordings, each of which keeps its tensors; further shapes are run without
+log = logging.getLogger(__name__)
+
+LENGTH_MULTIPLE = 4  # captions are padded to a multiple of it
+MAX_RECORDINGS = 32  # each keeps its tensors; further shapes are run without
 Record = Callable[[nn.Module, tuple[Tensor, ...]], Callable[..., tuple[Tensor, ...]]]
 
 
@@ -32,51 +35,75 @@ class CudaGraphs(Callback):
         Raises:
             InputError: this training cannot be recorded.
         """
+        _refuse(_problem(trainer, pl_module))
         model: Any = pl_module.model
-        if problem := _problem(trainer, pl_module):
-            raise InputError(
-                "cuda_graphs=true needs one CUDA device, soft attention, an objective that teaches given "
-                f"captions and an update for each batch, and {problem}; give cuda_graphs=false"
-            )
         model.forward = ReplayedForward(model)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Let every recording be replayed once more."""
+        """Let every recording be replayed once more.
+
+        Raises:
+            InputError: gradients are accumulated from this batch on.
+        """
+        _refuse(_accumulation(trainer))
         forward: Any = pl_module.model.forward  # type: ignore[union-attr]
         forward.begin_step()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Free the recordings."""
+        """Let go of the recordings."""
         vars(pl_module.model).pop("forward", None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Free the recordings."""
+        """Let go of the recordings."""
         vars(pl_module.model).pop("forward", None)
+
+
+def _refuse(problem: str | None) -> None:
+    if problem:
+        raise InputError(
+            "cuda_graphs=true needs one CUDA device, soft attention, an objective that teaches given "
+            f"captions and an update for each batch, and {problem}; give cuda_graphs=false"
+        )
 
 
 def _problem(trainer: Trainer, pl_module: Any) -> str | None:
     """Say why a training cannot be recorded; None if it can."""
+    model, objective = pl_module.model, pl_module.objective
+    name = type(model).__name__
     if pl_module.device.type != "cuda":
         return f"the training runs on {pl_module.device.type}"
     if trainer.world_size > 1:
         return f"{trainer.world_size} processes share the training"
-    if trainer.accumulate_grad_batches != 1:
-        # A replay writes its gradients where those of the batch before lie.
-        return f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}"
-    if pl_module.model.samples_attention:
-        return f"{type(pl_module.model).__name__} samples its attention"
-    if not pl_module.objective.can_be_recorded:
-        return f"the objective is {type(pl_module.objective).__name__}"
-    return None
+    if model.samples_attention:
+        return f"{name} samples its attention"
+    if not objective.can_be_recorded:
+        return f"the objective is {type(objective).__name__}"
+    if type(model).forward is not CaptionModel.forward or _overrides_unroll(type(model)):
+        return f"{name} has a forward pass or an unroll without an unroll_all of its own"
+    return _accumulation(trainer)
+
+
+def _accumulation(trainer: Trainer) -> str | None:
+    # A replay writes its gradients where those of the batch before lie.
+    batches = trainer.accumulate_grad_batches
+    return None if batches == 1 else f"trainer.accumulate_grad_batches is {batches}"
+
+
+def _overrides_unroll(kind: type) -> bool:
+    """Return whether `unroll_all`, which is recorded, was written for another `unroll` than the class has."""
+    # That of `CaptionModel` calls whatever `unroll` there is.
+    first = next(each for each in kind.__mro__ if {"unroll", "unroll_all"} & vars(each).keys())
+    return "unroll_all" not in vars(first) and kind.unroll_all is not CaptionModel.unroll_all  # type: ignore[attr-defined]
 
 
 class ReplayedForward:
     """Teacher forcing of a model, equal to `CaptionModel.forward`, dropout's random numbers aside.
 
-    Without gradient, or in evaluation mode, the model's own `forward` runs. So it does where a shape comes up
-    a second time in a step, whose backward pass still needs the tensors of the first.
+    Without gradient, or in evaluation mode, the model's class runs it. So it does where a shape comes up a
+    second time in a step, whose backward pass still needs the tensors of the first. A recording keeps the
+    Python numbers that it was made with, such as the probability of dropout.
 
     Args:
         model: on a CUDA device.
@@ -87,6 +114,11 @@ class ReplayedForward:
         self.model, self.record = model, record or record_graph
         self._recordings: dict[tuple[Any, ...], tuple[Unrolled, Callable[..., tuple[Tensor, ...]]]] = {}
         self._used: set[tuple[Any, ...]] = set()
+        self._warned = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy of the model has other weights than the recordings.
+        return ReplayedForward, (self.model, self.record)
 
     def begin_step(self) -> None:
         """Let every recording be replayed once more; the backward passes of the last step are done."""
@@ -104,19 +136,39 @@ class ReplayedForward:
         Raises:
             InputError: the model cannot be recorded.
         """
-        own = type(self.model).forward
-        if not (self.model.training and torch.is_grad_enabled()):
-            return own(self.model, features, tokens, mask, image_rows)
-        # How many images a batch has is chance; captions that share one encode it anew.
-        regions, their_mask = (features, mask) if image_rows is None else pick((features, mask), image_rows)
-        words = tokens.shape[1]
-        padded = functional.pad(tokens, (0, -words % WORDS), value=PAD)
-        inputs = (regions, padded) if their_mask is None else (regions, padded, their_mask)
-        key = tuple((tuple(part.shape), part.dtype) for part in inputs)
-        full = key not in self._recordings and len(self._recordings) >= MOST
-        if full or key in self._used or len(regions) != len(tokens):
-            return own(self.model, features, tokens, mask, image_rows)
+        training = self.model.training and torch.is_grad_enabled()
+        found = self._recorded(features, tokens, mask, image_rows) if training else None
+        if found is None:
+            rows = () if image_rows is None else (image_rows,)
+            output: Output = type(self.model).forward(self.model, features, tokens, mask, *rows)
+            return output
+        (body, replay), inputs = found
+        output, words = body.rebuild(replay(*inputs)), tokens.shape[1]
+        return Output(
+            output.hidden[:, :words],
+            None if output.attention is None else output.attention[:, :words],
+            output.memory,
+            {name: values[:, :words] for name, values in output.extras.items()},
+        )
+
+    def _recorded(
+        self, features: Tensor, tokens: Tensor, mask: Tensor | None, image_rows: Tensor | None
+    ) -> tuple[tuple["Unrolled", Callable[..., tuple[Tensor, ...]]], tuple[Tensor, ...]] | None:
+        """Find or make the recording for these shapes, and its inputs; None where there is none to replay."""
+        if image_rows is not None:  # how many images a batch has is chance: each caption gets its own
+            features, mask = pick((features, mask), image_rows)
+        padded = functional.pad(tokens, (0, -tokens.shape[1] % LENGTH_MULTIPLE), value=PAD)
+        inputs = (features, padded) if mask is None else (features, padded, mask)
+        trained = tuple(parameter.requires_grad for parameter in self.model.parameters())
+        key = (trained, *((part.shape, part.dtype) for part in inputs))
+        if key in self._used or len(features) != len(tokens):
+            return None
         if key not in self._recordings:
+            if len(self._recordings) >= MAX_RECORDINGS:
+                if not self._warned:
+                    log.info("%d shapes of batches are recorded; others run without", MAX_RECORDINGS)
+                self._warned = True
+                return None
             body = Unrolled(self.model)
             try:
                 self._recordings[key] = body, self.record(body, inputs)
@@ -126,14 +178,8 @@ class ReplayedForward:
                     f"({str(error).splitlines()[0]}); give cuda_graphs=false"
                 ) from error
         self._used.add(key)
-        body, replay = self._recordings[key]
-        output = body.rebuild(replay(*inputs))
-        return Output(
-            output.hidden[:, :words],
-            None if output.attention is None else output.attention[:, :words],
-            output.memory,
-            {name: values[:, :words] for name, values in output.extras.items()},
-        )
+        recording = self._recordings[key]
+        return (recording, inputs) if recording[0].has_gradient else None
 
 
 class Unrolled(nn.Module):
@@ -146,13 +192,16 @@ class Unrolled(nn.Module):
     def __init__(self, model: CaptionModel) -> None:
         super().__init__()
         self.model = model
+        self.has_gradient = False  # what no gradient reaches, as below a frozen part, has no backward pass
         self._output: Tree = None  # the last one, for its structure
 
     def forward(self, features: Tensor, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Process words (B, T) of images (B, R, D)."""
         output = self.model.unroll_all(self.model.encode(features, mask), tokens)
         self._output = _without_tensors(output)
-        return tuple(_tensors(output))
+        tensors = tuple(_tensors(output))
+        self.has_gradient = any(part.requires_grad for part in tensors)
+        return tensors
 
     def rebuild(self, tensors: tuple[Tensor, ...]) -> Output:
         """Put tensors in the places that they have in the model's output."""
@@ -167,6 +216,7 @@ def record_graph(body: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[..., t
         return torch.cuda.make_graphed_callables(body, copies, allow_unused_input=True)  # type: ignore[return-value]
 
 
+# torch.cuda.make_graphed_callables takes apart what a function returns, but stumbles over None in it.
 _TENSOR = object()  # stands where a tensor was
 
 
