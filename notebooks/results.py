@@ -144,17 +144,19 @@ def cell(score: dict) -> str:
 
 def table(names: Iterable[str], decoding: str) -> str:
     rows = [
-        "| | parameters | " + " | ".join(METRICS.values()) + " | commit | minutes |",
-        "|---" * (len(METRICS) + 4) + "|",
+        "| | parameters | kept epoch | " + " | ".join(METRICS.values()) + " | commit | minutes |",
+        "|---" * (len(METRICS) + 5) + "|",
     ]
     for name in names:
         run = runs[name]
         if decoding not in run:
             continue
         count = f"{run['parameters'] / 1e6:.1f} M" if run.get("parameters") else "–"
+        by_epoch = run.get("cider_by_epoch")
+        kept = f"{by_epoch.index(max(by_epoch)) + 1} of {len(by_epoch)}" if by_epoch else "–"
         cells = [cell(run[decoding][m]) if m in run[decoding] else "–" for m in METRICS]
         rows.append(
-            f"| {(LABELS | OTHERS | COMPLETE | BETTER).get(name, name)} | {count} | "
+            f"| {(LABELS | OTHERS | COMPLETE | BETTER).get(name, name)} | {count} | {kept} | "
             + " | ".join(cells)
             + f" | {run['commit']} | {run.get('minutes', '–')} |"
         )
@@ -237,7 +239,7 @@ figure.tight_layout()
 # ## Complete features
 #
 # Today's recipe on EfficientNet-Lite2's grids, up to eight epochs, beam 5. What is special about these runs (a GPU, recompressed
-# photographs, some not finished) is in [RESULTS.md](RESULTS.md#complete-features-all-families-todays-recipe). METEOR was computed later
+# photographs, some not finished: their kept epoch is of fewer than eight) is in [RESULTS.md](RESULTS.md#complete-features-all-families-todays-recipe). METEOR was computed later
 # from the captions of the runs. Minutes are those of a training with up to 17 others on the same GPU.
 
 # %%
@@ -250,7 +252,7 @@ display(Markdown(table(COMPLETE, "beam5")))
 display(Markdown(table(BETTER, "beam5")))
 
 # %% [markdown]
-# Three seeds against three, over seeds and images:
+# Three seeds against three, over seeds and images (the Transformers without sentences and average are of another commit and GPU):
 
 # %%
 SEEDS = {
