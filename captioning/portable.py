@@ -9,7 +9,7 @@ metadata has further entries:
 
 and lacks what only training needs: data, objective, optimizer, schedule. In half precision matrices and
 kernels are float16. Vectors stay float32: they are few, and the variances of norms span more powers of ten
-than float16 has. The rounding changes about three captions in a hundred, and scores by 0.1.
+than float16 has. The rounding changed up to four captions in a thousand (notebooks/RESULTS.md).
 """
 
 import inspect
