@@ -124,6 +124,10 @@ BETTER = {
     "c_ens4ks": "self-critical ensemble: four families",
     "c_topicnone0": "Topic-Guided without its topic",
     "c_transnoglobal0": "Attentive Translator without the mean region",
+    "c2_trans_ref": "Attentive Translator, two epochs on the photographs themselves",
+    "c2_trans_noattention": "the same without attention",
+    "c2_trans_shuffled": "the same with regions in a random order",
+    "c2_nn60": "60 nearest neighbours",
 }
 METRICS = {
     "bleu_1": "B-1",
