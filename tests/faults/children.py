@@ -3,6 +3,7 @@
 Children are forks of this process, which has imported everything: they start in milliseconds.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -82,6 +83,8 @@ def _fork_checks(
     reader, writer = os.pipe()
     sys.stdout.flush()
     if pid := os.fork():
+        with contextlib.suppress(OSError):  # by both: it may be killed before it has got so far
+            os.setpgid(pid, pid)
         os.close(writer)
         return pid, _lines(reader, seconds)
     try:
