@@ -45,8 +45,8 @@ from captioning.models import (
     Transformer,
     UpDown,
 )
+from captioning.models.replay import ReplayedForward
 from captioning.objectives import CrossEntropy, SelfCritical
-from captioning.training.cuda_graphs import ReplayedForward
 from captioning.vocabulary import END, PAD, SPECIAL_WORDS, START, Vocabulary
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

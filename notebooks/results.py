@@ -27,7 +27,7 @@
 
 # %%
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -244,7 +244,7 @@ figure.tight_layout()
 #
 # Today's recipe on EfficientNet-Lite2's grids, up to eight epochs, beam 5. What is special about these runs (a GPU, recompressed
 # photographs, some not finished: their kept epoch is of fewer than eight) is in [RESULTS.md](RESULTS.md#complete-features-all-families-todays-recipe). METEOR was computed later
-# from the captions of the runs. Minutes are those of a training with up to 17 others on the same GPU.
+# from the captions of the runs. Minutes are those of a training with up to 23 others on the same GPU.
 
 # %%
 display(Markdown(table(COMPLETE, "beam5")))
@@ -260,20 +260,25 @@ display(Markdown(table(BETTER, "beam5")))
 
 # %%
 SEEDS = {
-    "updown_gru": "Up-Down over the post's model",
-    "sat_gru": "Show-Attend-Tell over the post's model",
-    "updown_sat": "Up-Down over Show-Attend-Tell",
-    "ute_updown": "Up-Down: sentences and average over neither",
-    "tte_t": "Transformer: sentences and average over neither",
-    "updown_tte": "Up-Down over the Transformer with sentences and average",
-    "us_ute": "Up-Down: self-critical over cross-entropy",
+    "compare_c_updown_gru": "Up-Down over the post's model",
+    "compare_c_sat_gru": "Show-Attend-Tell over the post's model",
+    "compare_c_updown_sat": "Up-Down over Show-Attend-Tell",
+    "compare_c_ute_updown": "Up-Down: sentences and average over neither",
+    "compare_c_tte_t": "Transformer: sentences and average over neither",
+    "compare_c_updown_tte": "Up-Down over the Transformer with sentences and average",
+    "compare_c_us_ute": "Up-Down: self-critical over cross-entropy",
 }
-rows = ["| | CIDEr-D | BLEU-4 |", "|---|---|---|"]
-for name, label in SEEDS.items():
-    cells = [runs[f"compare_c_{name}"]["paired"][metric] for metric in ("cider_d", "bleu_4")]
-    told = " | ".join(f"{c['difference']:+.1f} [{c['low']:.1f}, {c['high']:.1f}]" for c in cells)
-    rows.append(f"| {label} | {told} |")
-display(Markdown("\n".join(rows)))
+
+
+def differences(labels: dict[str, str], tell: Callable[[dict], str]) -> str:
+    lines = ["| | CIDEr-D | BLEU-4 |", "|---|---|---|"]
+    for name, label in labels.items():
+        cells = " | ".join(tell(runs[name]["paired"][metric]) for metric in ("cider_d", "bleu_4"))
+        lines.append(f"| {label} | {cells} |")
+    return "\n".join(lines)
+
+
+display(Markdown(differences(SEEDS, lambda test: "{difference:+.1f} [{low:.1f}, {high:.1f}]".format(**test))))
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
@@ -423,12 +428,7 @@ TESTS = {
     "compare_seed8_s1_beam5": "the same, seed 1",
     "compare_seed8_s2_beam5": "the same, seed 2",
 }
-rows = ["| | CIDEr-D | BLEU-4 |", "|---|---|---|"]
-for name, label in TESTS.items():
-    cells = [runs[name]["paired"][metric] for metric in ("cider_d", "bleu_4")]
-    told = " | ".join(f"{cell['difference']:+.1f} (p = {cell['p_value']:.3f})" for cell in cells)
-    rows.append(f"| {label} | {told} |")
-display(Markdown("\n".join(rows)))
+display(Markdown(differences(TESTS, lambda test: "{difference:+.1f} (p = {p_value:.3f})".format(**test))))
 
 # %% [markdown]
 # ## What the captions are like

@@ -33,6 +33,20 @@ def test_all_can_be_imported() -> None:
 
 
 @pytest.mark.slow
+def test_that_of_a_gpu_needs_neither_lightning_nor_hydra() -> None:
+    """The machine with the GPU may have little more than torch."""
+    script = """if True:
+        import sys
+        sys.modules |= dict.fromkeys(("lightning", "hydra", "omegaconf"))
+        import benchmarks.gpu
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "options", "says"),

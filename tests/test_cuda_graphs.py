@@ -14,9 +14,10 @@ from captioning.data.dataset import Batch
 from captioning.errors import InputError
 from captioning.models import CaptionModel, UpDown
 from captioning.models.base import Output, Tree
+from captioning.models.replay import MAX_RECORDINGS, ReplayedForward
 from captioning.objectives import CrossEntropy, SelfCritical
 from captioning.training import assemble
-from captioning.training.cuda_graphs import MAX_RECORDINGS, CudaGraphs, ReplayedForward
+from captioning.training.cuda_graphs import CudaGraphs
 from tests.conftest import FAMILIES, batch_of, build, compose_config
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

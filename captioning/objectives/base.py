@@ -63,7 +63,7 @@ class Objective(ABC):
     needs_trained_model: ClassVar[bool] = False
     # Whether the loss has a term of the attention over regions.
     needs_attention: ClassVar[bool] = False
-    # Whether its teacher forcing can be recorded as a CUDA graph (`training.cuda_graphs`): not beside a pass
+    # Whether its teacher forcing can be recorded as a CUDA graph (`models.replay`): not beside a pass
     # whose gradient is still to be computed.
     can_be_recorded: ClassVar[bool] = True
 
