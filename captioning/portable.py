@@ -23,6 +23,7 @@ from torch import Tensor
 
 from captioning import checkpoint
 from captioning.errors import InputError
+from captioning.features.weights import renamed_weights, weights_name
 from captioning.files import atomic_write
 
 SUFFIX = ".captioner"
@@ -78,8 +79,7 @@ def write(
             "subclass of captioning.features.FrozenExtractor, which computes features from pictures"
         )
     # Names without folders: where files lay on this machine is nobody else's business.
-    if "weights" in options:
-        options["weights"] = metadata["provenance"].get("weights", options["weights"])
+    options = renamed_weights(options, weights_name)
     portable = {
         **{key: metadata[key] for key in _KEPT},
         "features": {"extractor": options, "path": Path(features["path"]).name},
@@ -111,6 +111,11 @@ def build_extractor(
     """
     options = dict(metadata["features"]["extractor"])
     state = metadata.get("extractor_state")
+    if weights and "weights" not in options:
+        raise InputError(
+            f"weights={weights} can't say whose they are: {options['_target_']} has none of its own; put "
+            "each file where the run names it, or export the run to a portable file, which brings them along"
+        )
     if weights:
         options, state = {**options, "weights": weights}, None
     if not state:

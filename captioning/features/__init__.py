@@ -4,6 +4,7 @@ from captioning.features.backbone import Backbone
 from captioning.features.batches import Extractor, check_names
 from captioning.features.bottom_up import BottomUpFiles
 from captioning.features.cache import FeatureCache, check_provenance, kind_of
+from captioning.features.combined_backbones import CombinedBackbones
 from captioning.features.extraction import Report, extract, extract_missing
 from captioning.features.frozen import FrozenExtractor
 from captioning.features.image_paths import find_images
@@ -20,6 +21,7 @@ __all__ = [
     "Backbone",
     "BottomUpFiles",
     "CacheWriter",
+    "CombinedBackbones",
     "Extractor",
     "FeatureCache",
     "FrozenExtractor",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +20,7 @@ from captioning.data import CaptionDataModule
 from captioning.decoding import Decoded, words_to_ids
 from captioning.errors import InputError
 from captioning.features import check_provenance, extract_missing, kind_of
-from captioning.features.weights import is_file_name
+from captioning.features.weights import absolute_weights, renamed_weights
 from captioning.metrics import scored_tokens
 from captioning.models import fit_standardization
 from captioning.objectives import Objective
@@ -123,9 +123,9 @@ def build_data(
 
 def expected_provenance(config: DictConfig) -> dict[str, Any]:
     """Ask the extractor's class what features made with these options say of themselves."""
-    options = plain(config.features.extractor)
-    extractor: Any = get_class(options.pop("_target_"))
-    return extractor.expected_provenance(**options)
+    # Only prepared: a network takes seconds to build, and weights may be absent where features are cached.
+    extractor: Any = instantiate(plain(config.features.extractor), _partial_=True, _convert_="all")
+    return extractor.func.expected_provenance(**extractor.keywords)
 
 
 def build_module(config: DictConfig, data: CaptionDataModule) -> CaptioningModule:
@@ -200,9 +200,9 @@ def describe(config: DictConfig, model_options: dict[str, Any], data: CaptionDat
     assert data.vocabulary is not None
     parts = ("data", "features", "objective", "optimizer", "scheduler", "decoding")
     metadata = {part: plain(config[part]) for part in parts}
-    weights = str(metadata["features"]["extractor"].get("weights", ""))
-    if is_file_name(weights):  # a checkpoint is used from any folder
-        metadata["features"]["extractor"]["weights"] = str(Path(weights).absolute())
+    # A checkpoint is used from any folder.
+    extractor = renamed_weights(metadata["features"]["extractor"], absolute_weights)
+    metadata["features"]["extractor"] = extractor
     return {
         "format": checkpoint.FORMAT,
         "model": model_options,
