@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captioning import checkpoint, portable
+from captioning import checkpoint, graphs, portable
 from captioning.errors import InputError
 from captioning.features import Backbone, CombinedBackbones, FrozenExtractor
 from captioning.features.weights import renamed_weights, weights_name
@@ -114,6 +114,17 @@ class TestCheckpoints:
         assert {name.split(".")[1] for name in state} == {"fine", "coarse"}
         again = portable.build_extractor({"features": {"extractor": options_of()}, "extractor_state": state})
         torch.testing.assert_close(again(images), trained(images))
+
+    @pytest.mark.slow
+    def test_it_becomes_one_onnx_graph(self, images: Tensor, tmp_path: Path) -> None:
+        onnxruntime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        extractor = build()
+        graphs.export_backbone(extractor).save(tmp_path / "backbone.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "backbone.onnx")
+        (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+        expected = extractor(images).flatten(1, 2).numpy()
+        np.testing.assert_allclose(found, expected, atol=0.02, rtol=2e-3)  # stored as float16
 
     def test_weights_without_an_owner_are_refused(self) -> None:
         with pytest.raises(InputError, match="can't say whose"):
