@@ -144,8 +144,8 @@ class TestErrors:
         with pytest.raises(InputError, match=r"vectors \(_Vectors\) gives no grid"):
             build(backbones={"vectors": partial(_Vectors, image_size=[8, 8])})
 
-    def test_an_error_of_a_part_is_its_own(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="no weights file"):
+    def test_an_error_of_a_part_says_where_its_options_stand(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"extractor\.backbones\.fine: there is no weights file"):
             build(backbones={"fine": partial(FINE, weights=str(tmp_path / "absent.pth"))})
 
 

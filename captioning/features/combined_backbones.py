@@ -78,11 +78,15 @@ class CombinedBackbones(FrozenExtractor):
         self, name: str, build: partial[FrozenExtractor], state: Mapping[str, Tensor] | None
     ) -> FrozenExtractor:
         prefix = f"backbones.{name}."
-        if state is None:
-            backbone = build()
-        else:
+        brought = {}
+        if state is not None:
             own = {key.removeprefix(prefix): part for key, part in state.items() if key.startswith(prefix)}
-            backbone = build(state=own)
+            brought = {"state": own}
+        try:
+            backbone = build(**brought)
+        except InputError as error:
+            place = f"features.extractor.backbones.{name}"
+            raise InputError(f"backbone {name}, whose options stand under {place}: {error}") from error
         if backbone.grid is None:
             raise InputError(
                 f"{name} ({type(backbone).__name__}) gives no grid whose channels could be joined with "
