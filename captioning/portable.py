@@ -23,7 +23,6 @@ from torch import Tensor
 
 from captioning import checkpoint
 from captioning.errors import InputError
-from captioning.features.weights import renamed_weights, weights_name
 from captioning.files import atomic_write
 
 SUFFIX = ".captioner"
@@ -79,7 +78,7 @@ def write(
             "subclass of captioning.features.FrozenExtractor, which computes features from pictures"
         )
     # Names without folders: where files lay on this machine is nobody else's business.
-    options = renamed_weights(options, weights_name)
+    options = checkpoint.renamed_weights(options, _file_name)
     portable = {
         **{key: metadata[key] for key in _KEPT},
         "features": {"extractor": options, "path": Path(features["path"]).name},
@@ -111,14 +110,15 @@ def build_extractor(
     """
     options = dict(metadata["features"]["extractor"])
     state = metadata.get("extractor_state")
-    if weights and "weights" not in options:
-        raise InputError(
-            f"weights={weights} can't say whose they are: {options['_target_']} has none of its own; put "
-            "each file where the run names it, or export the run to a portable file, which brings them along"
-        )
     if weights:
+        if "weights" not in _parameters(checkpoint.build(options, "extractor", trust, partial=True)):
+            raise InputError(
+                f"weights={weights} can't be used: {options['_target_']} has no weights of its own; put each "
+                "file where the run names it, or export the run to a portable file, which brings them along"
+            )
         options, state = {**options, "weights": weights}, None
     if not state:
+        checkpoint.renamed_weights(options, _checked)
         return checkpoint.build(options, "extractor", trust)
     if not isinstance(state, Mapping) or not all(isinstance(part, Tensor) for part in state.values()):
         raise InputError("the file's extractor_state is no mapping of tensors; export it again")
@@ -126,7 +126,7 @@ def build_extractor(
         raise InputError(f"the file's extractor_state holds numbers that are not finite, in {broken[0]}")
     # Hydra takes no tensors among its arguments.
     build = checkpoint.build(options, "extractor", trust, partial=True)
-    if "state" not in inspect.signature(build.func).parameters:
+    if "state" not in _parameters(build):
         raise InputError(
             f"{options['_target_']} cannot be given the weights of a portable file: its constructor needs "
             "the argument state; see captioning/features/frozen.py"
@@ -148,6 +148,23 @@ def build_extractor(
 def default_decoding(metadata: Mapping[str, Any]) -> Any:
     """Return the options of a portable file's decoder; `beam` for a run, whose own is for its validation."""
     return metadata["decoding"] if "card" in metadata else "beam"
+
+
+def _parameters(build: Any) -> Mapping[str, Any]:
+    return inspect.signature(build.func).parameters
+
+
+def _checked(weights: str) -> str:
+    if Path(weights).suffix and not Path(weights).is_file():
+        raise InputError(
+            f"the weights file {weights}, which the features of this captioner came from, is not there; put "
+            "it there again, or give weights=<where it is now>"
+        )
+    return weights
+
+
+def _file_name(weights: str) -> str:
+    return Path(weights).name if Path(weights).suffix else weights  # published weights have a name alone
 
 
 def _copied(state: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:

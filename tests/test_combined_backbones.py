@@ -13,7 +13,7 @@ from torch import Tensor
 from captioning import checkpoint, graphs, portable
 from captioning.errors import InputError
 from captioning.features import Backbone, CombinedBackbones, FrozenExtractor
-from captioning.features.weights import renamed_weights, weights_name
+from captioning.features.weights import weights_name
 
 COLOURS = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 FINE = partial(
@@ -93,7 +93,7 @@ class TestIdentity:
 
     def test_weights_of_parts_lose_and_gain_folders(self) -> None:
         options = {"backbones": {"a": {"weights": "/somewhere/net.pth"}, "b": {"weights": "random"}}}
-        kept = renamed_weights(options, weights_name)
+        kept = checkpoint.renamed_weights(options, weights_name)
         assert kept == {"backbones": {"a": {"weights": "net.pth"}, "b": {"weights": "random"}}}
         assert options["backbones"]["a"]["weights"] == "/somewhere/net.pth"
 
@@ -111,7 +111,7 @@ class TestCheckpoints:
     def test_a_portable_file_brings_the_weights_of_all(self, images: Tensor) -> None:
         trained = build(backbones={"fine": partial(FINE, seed=7), "coarse": partial(COARSE, seed=8)})
         state = trained.used_tensors()
-        assert {name.split(".")[1] for name in state} == {"fine", "coarse"}
+        assert {name.split(".")[1] for name in state} == {"0", "1"}
         again = portable.build_extractor({"features": {"extractor": options_of()}, "extractor_state": state})
         torch.testing.assert_close(again(images), trained(images))
 
@@ -126,19 +126,52 @@ class TestCheckpoints:
         expected = extractor(images).flatten(1, 2).numpy()
         np.testing.assert_allclose(found, expected, atol=0.02, rtol=2e-3)  # stored as float16
 
+    def test_a_part_without_tensors_needs_no_state_and_one_with_tensors_does(self, images: Tensor) -> None:
+        state = build(backbones={"fine": FINE, "colours": COLOURS_ALONE}).used_tensors()
+        again = build(backbones={"fine": partial(FINE, seed=5), "colours": COLOURS_ALONE}, state=state)
+        torch.testing.assert_close(again(images)[..., :64], build()(images)[..., :64])
+        assert build(backbones={"colours": COLOURS_ALONE}).used_tensors() == {}
+        with pytest.raises(InputError, match=r"colours \(_Colours\) cannot be given the weights"):
+            build(backbones={"colours": COLOURS_ALONE}, state={"backbones.0.network.weight": torch.ones(1)})
+
     def test_weights_without_an_owner_are_refused(self) -> None:
-        with pytest.raises(InputError, match="can't say whose"):
+        with pytest.raises(InputError, match="has no weights of its own; put each file where"):
             portable.build_extractor({"features": {"extractor": options_of()}}, weights="net.pth")
 
 
 class TestErrors:
-    def test_without_backbones(self) -> None:
-        with pytest.raises(InputError, match="one or more"):
-            build(backbones={})
+    def test_no_backbones_or_too_many(self) -> None:
+        for backbones in ({}, [FINE], None, dict.fromkeys(map("b{}".format, range(17)), FINE)):
+            with pytest.raises(InputError, match=r"needed are 1 to 16 backbones"):
+                build(backbones=backbones)
 
     def test_a_backbone_that_is_built_already(self) -> None:
-        with pytest.raises(InputError, match=r"fine is a Backbone; needed .* _partial_: true"):
+        with pytest.raises(InputError, match=r"(?s)fine is Backbone\(.*needed is .* _partial_: true"):
             build(backbones={"fine": FINE()})
+
+    @pytest.mark.parametrize("name", ["a.b", "", "two words", 1])
+    def test_names_that_options_could_not_have(self, name: Any) -> None:
+        with pytest.raises(InputError, match=r"has the name .*; needed is a word"):
+            build(backbones={name: FINE})
+
+    @pytest.mark.parametrize("grid", [[9], [0, 9], 9, ["9", 9], None])
+    def test_a_grid_that_is_none(self, grid: Any) -> None:
+        with pytest.raises(
+            InputError, match=r"extractor\.grid is .*; needed are the numbers of rows and col"
+        ):
+            build(grid=grid)
+
+    def test_a_function_is_no_backbone(self) -> None:
+        with pytest.raises(InputError, match="needed is an extractor's class"):
+            build(backbones={"fine": partial(print)})
+
+    def test_an_option_that_a_part_does_not_have(self) -> None:
+        with pytest.raises(InputError, match=r"backbones\.fine do not fit Backbone: .*'depth'"):
+            build(backbones={"fine": partial(FINE, depth=3)})
+
+    def test_a_grid_that_only_a_stranger_would_ask_for(self) -> None:
+        with pytest.raises(InputError, match="grid = 100000; needed is a whole number up to 256"):
+            checkpoint.build({**options_of(), "grid": [100_000, 100_000]}, "extractor")
 
     def test_a_backbone_without_a_grid(self) -> None:
         with pytest.raises(InputError, match=r"vectors \(_Vectors\) gives no grid"):
@@ -147,6 +180,21 @@ class TestErrors:
     def test_an_error_of_a_part_says_where_its_options_stand(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"extractor\.backbones\.fine: there is no weights file"):
             build(backbones={"fine": partial(FINE, weights=str(tmp_path / "absent.pth"))})
+
+
+class _Colours(FrozenExtractor):
+    """The mean colour of each cell, without a network."""
+
+    def __init__(self, *, image_size: list[int]) -> None:
+        super().__init__(image_size=image_size)
+        self.set_normalisation(COLOURS["mean"], COLOURS["std"])
+        self.measure()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(self.normalise(images), 8).permute(0, 2, 3, 1)  # (B, H, W, 3)
+
+
+COLOURS_ALONE = partial(_Colours, image_size=[64, 96])
 
 
 class _Vectors(FrozenExtractor):

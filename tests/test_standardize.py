@@ -37,15 +37,15 @@ def test_standardised_features_have_mean_0_and_deviation_1_and_constant_channels
 def test_image_by_image_or_as_one_batch_standardised_features_are_the_same_to_the_last_bit(
     dtype: torch.dtype, autocast: bool
 ) -> None:
-    features = (torch.randn(5, REGIONS, DIM) * 3 + 1).to(dtype)
-    part = Standardize(feature_dim=DIM)
-    part.fit(torch.rand(DIM), torch.rand(DIM) + 0.5)
+    features = (torch.randn(3, 50, 2000) * 3 + 1).to(dtype)
+    part = Standardize(feature_dim=2000)
+    part.fit(torch.rand(2000), torch.rand(2000) + 0.5)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = part(features)
         whole = part(features.clone().requires_grad_())  # as one, so that gradients can flow
     assert found.dtype == whole.dtype == (torch.bfloat16 if autocast else torch.float32)
     assert torch.equal(found, whole) and whole.requires_grad
-    assert part(features[:0]).shape == (0, REGIONS, DIM)
+    assert part(features[:0]).shape == (0, 50, 2000)
 
 
 @pytest.mark.parametrize("encoder", [RawFeatures, partial(FeatureProjection, output_dim=7, dropout=0.0)])

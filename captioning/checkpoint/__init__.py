@@ -11,7 +11,14 @@ a model of `captioning.models` with layers of `torch.nn`, an extractor of `capti
 Packages that the user vouches for with `trust` are allowed too.
 """
 
-from captioning.checkpoint.building import build, build_datamodule, build_reader, check_target
+from captioning.checkpoint.building import (
+    build,
+    build_datamodule,
+    build_reader,
+    check_target,
+    prepare,
+    renamed_weights,
+)
 from captioning.checkpoint.loading import Loaded, build_vocabulary, check_kinds, load, override
 from captioning.checkpoint.reading import (
     BEST,
@@ -40,6 +47,8 @@ __all__ = [
     "locate",
     "locate_last",
     "override",
+    "prepare",
     "read",
+    "renamed_weights",
     "trained",
 ]

@@ -3,11 +3,12 @@
 import importlib
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from torch import nn
 
 from captioning.errors import InputError
@@ -22,7 +23,10 @@ _LARGEST = {  # options of a stranger's file that could take a machine down by t
 }
 _LARGEST_BY_ROLE = {  # of names that mean something else, or may be larger, elsewhere
     "decoder": dict.fromkeys(("beam_size", "num_best", "groups", "num_samples"), 1000),
-    "extractor": dict.fromkeys(("min_regions", "max_regions", "num_regions", "num_proposals"), 10_000),
+    "extractor": {
+        **dict.fromkeys(("min_regions", "max_regions", "num_regions", "num_proposals"), 10_000),
+        "grid": 256,
+    },
 }
 
 
@@ -73,6 +77,27 @@ def build(
         raise InputError(
             f"the checkpoint's {role} can't be built as it says: {(error.__cause__ or error)!r:.300}"
         ) from error
+
+
+def prepare(options: Any) -> Any:
+    """Prepare the calls that `_partial_` asks for, without making any: what they need may be absent."""
+    if not isinstance(options, Mapping):
+        return options
+    prepared = {key: prepare(value) for key, value in options.items()}
+    if not prepared.pop("_partial_", False):
+        return prepared
+    return partial(get_class(prepared.pop("_target_")), **prepared)
+
+
+def renamed_weights(options: Mapping[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
+    """Return an extractor's options with its `weights`, and those of the backbones inside it, renamed."""
+    renamed = dict(options)
+    for key, value in options.items():
+        if isinstance(value, Mapping):
+            renamed[key] = renamed_weights(value, rename)
+        elif key == "weights" and isinstance(value, str):
+            renamed[key] = rename(value)
+    return renamed
 
 
 def _is_count(value: Any, limit: int) -> bool:

@@ -67,7 +67,7 @@ def _missing(node: Any, name: str = "") -> Iterator[str]:
     if isinstance(node, dict):
         for key, value in node.items():
             # Sizes marked `???` in a model are filled in from the data, not by the user.
-            if key != "model":
+            if name or key != "model":
                 yield from _missing(value, f"{name}.{key}" if name else str(key))
     elif node == "???":
         yield name

@@ -35,6 +35,8 @@ from torch.utils._pytree import tree_leaves
 from captioning.features.region_features import RegionFeatures
 from captioning.features.weights import is_file_name, load_state, sha256_prefix, weights_name
 
+NORMALISATION = {"_mean", "_scale"}  # buffers that `set_normalisation` makes
+
 
 class FrozenExtractor(nn.Module):
     """Transforms an image, then runs a frozen network on it.
@@ -156,7 +158,7 @@ class FrozenExtractor(nn.Module):
         state = self.state_dict(keep_vars=True)
         found = {name: part.detach() for name, part in state.items() if id(part) in used.ids}
         # The constructor makes the normalisation; it is a part of trained weights, but none by itself.
-        return found if found.keys() - {"_mean", "_scale"} else {}
+        return found if {name.rpartition(".")[2] for name in found} - NORMALISATION else {}
 
     @torch.no_grad()
     def measure(self) -> None:

@@ -1,7 +1,7 @@
 """Weights of torchvision's networks: published ones by name, or a state dict from a local file."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,6 @@ def is_file_name(weights: str) -> bool:
 def weights_name(weights: str) -> str:
     """Return the name of weights without their folder, so that a moved file counts as the same weights."""
     return Path(weights).name if is_file_name(weights) else weights
-
-
-def renamed_weights(options: Mapping[str, Any], rename: Callable[[str], str]) -> dict[str, Any]:
-    """Return an extractor's options with its `weights`, and those of the backbones inside it, renamed."""
-    renamed = dict(options)
-    for key, value in options.items():
-        if isinstance(value, Mapping):
-            renamed[key] = renamed_weights(value, rename)
-        elif key == "weights" and isinstance(value, str):
-            renamed[key] = rename(value)
-    return renamed
 
 
 def absolute_weights(weights: str) -> str:
@@ -71,10 +60,7 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         InputError: there is no such file, or it holds something else.
     """
     if not path.is_file():
-        raise InputError(
-            f"there is no weights file {path}; set features.extractor.weights=<file>, or weights=<file> for "
-            "captioning.caption"
-        )
+        raise InputError(f"there is no weights file {path}; set features.extractor.weights=<file>")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is no state dict

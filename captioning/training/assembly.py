@@ -20,7 +20,7 @@ from captioning.data import CaptionDataModule
 from captioning.decoding import Decoded, words_to_ids
 from captioning.errors import InputError
 from captioning.features import check_provenance, extract_missing, kind_of
-from captioning.features.weights import absolute_weights, renamed_weights
+from captioning.features.weights import absolute_weights
 from captioning.metrics import scored_tokens
 from captioning.models import fit_standardization
 from captioning.objectives import Objective
@@ -123,8 +123,9 @@ def build_data(
 
 def expected_provenance(config: DictConfig) -> dict[str, Any]:
     """Ask the extractor's class what features made with these options say of themselves."""
-    # Only prepared: a network takes seconds to build, and weights may be absent where features are cached.
-    extractor: Any = instantiate(plain(config.features.extractor), _partial_=True, _convert_="all")
+    if missing := OmegaConf.missing_keys(config.features.extractor):
+        raise InputError(f"features.extractor lacks {', '.join(sorted(missing))}; give a value for each")
+    extractor = checkpoint.prepare({**plain(config.features.extractor), "_partial_": True})
     return extractor.func.expected_provenance(**extractor.keywords)
 
 
@@ -201,7 +202,7 @@ def describe(config: DictConfig, model_options: dict[str, Any], data: CaptionDat
     parts = ("data", "features", "objective", "optimizer", "scheduler", "decoding")
     metadata = {part: plain(config[part]) for part in parts}
     # A checkpoint is used from any folder.
-    extractor = renamed_weights(metadata["features"]["extractor"], absolute_weights)
+    extractor = checkpoint.renamed_weights(metadata["features"]["extractor"], absolute_weights)
     metadata["features"]["extractor"] = extractor
     return {
         "format": checkpoint.FORMAT,
