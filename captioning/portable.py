@@ -157,8 +157,8 @@ def _parameters(build: Any) -> Mapping[str, Any]:
 def _checked(weights: str) -> str:
     if Path(weights).suffix and not Path(weights).is_file():
         raise InputError(
-            f"the weights file {weights}, which the features of this captioner came from, is not there; put "
-            "it there again, or give weights=<where it is now>"
+            f"there is no weights file {weights}, which this captioner's features come from; put it there, "
+            "or give weights=<where it is now>"
         )
     return weights
 

@@ -160,5 +160,7 @@ def test_an_unknown_error_of_the_file_system_keeps_its_traceback() -> None:
 def test_missing_options_and_fractions_are_refused() -> None:
     with pytest.raises(InputError, match="needed, and not given: data.reader.file=…"):
         refuse_missing({"data": {"reader": {"file": "???"}}, "model": {"vocabulary_size": "???"}})
+    with pytest.raises(InputError, match=r"features\.backbones\.model\.node=…"):
+        refuse_missing({"features": {"backbones": {"model": {"node": "???"}}}})
     with pytest.raises(InputError, match="max_epochs=-1 must be a whole number from 1"):
         refuse_fractions({"seed": 0, "max_epochs": -1})

@@ -14,10 +14,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from captioning import checkpoint
 from captioning.cli.main import COMMANDS
+from captioning.errors import InputError
 from captioning.files import CONF
 from captioning.models import CaptionModel
 from captioning.tokenizers import Words
-from captioning.training.assembly import build_decoder, plain
+from captioning.training.assembly import build_decoder, expected_provenance, plain
 from captioning.vocabulary import SPECIAL_WORDS, Vocabulary
 from tests.conftest import compose_config
 
@@ -197,3 +198,15 @@ def test_every_model_comes_back_from_a_checkpoint_alone(option: str, tmp_path: P
 def test_the_output_folder_has_one_owner() -> None:
     holders = [path.name for path in CONF.rglob("*.yaml") if "hydra:runtime.output_dir" in path.read_text()]
     assert holders == ["train.yaml"]
+
+
+def test_features_are_not_compared_while_an_option_of_them_is_missing() -> None:
+    with pytest.raises(InputError, match=r"needed, and not given: features\.extractor\.architecture=…"):
+        expected_provenance(compose_config("train", "features=timm"))
+
+
+def test_features_are_compared_without_building_what_made_them() -> None:
+    config = compose_config("train", "data=flickr8k", "features=three_backbones", "data_root=absent")
+    expected = expected_provenance(config)
+    assert expected["backbones"] == ["efficientnet_lite0", "efficientnet_lite2", "inception_v3"]
+    assert expected["inception_v3.weights"] == "inception_v3_partial.pth"

@@ -124,7 +124,7 @@ def build_data(
 def expected_provenance(config: DictConfig) -> dict[str, Any]:
     """Ask the extractor's class what features made with these options say of themselves."""
     if missing := OmegaConf.missing_keys(config.features.extractor):
-        raise InputError(f"features.extractor lacks {', '.join(sorted(missing))}; give a value for each")
+        raise InputError(f"needed, and not given: {', '.join(f'{name}=…' for name in sorted(missing))}")
     extractor = checkpoint.prepare({**plain(config.features.extractor), "_partial_": True})
     return extractor.func.expected_provenance(**extractor.keywords)
 
