@@ -40,6 +40,11 @@ def main(config: DictConfig) -> None:
         return
     with first_process_first("data"):
         if config.download:
+            if not str(config.data.name).startswith("coco"):
+                raise InputError(
+                    f"download=true fetches COCO 2014 (19 GB), but the data are {config.data.name}; leave it "
+                    "out, and put the files of other data sets where conf/data says"
+                )
             folders = download_coco(Path(config.data_root) / "coco", on_progress=DownloadProgress())
             log.info("COCO 2014 is in %s", ", ".join(map(str, folders)))
         images = read_images(config)

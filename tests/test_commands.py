@@ -295,6 +295,7 @@ class TestCaption:
             (["image=EMPTY"], "holds no picture"),
             (["image=https://example.org/dog.jpg"], "is a URL; download it first"),
             (["image=a.jpg", "decoding=beem"], "there is no decoding=beem; did you mean beam?"),
+            (["image=a.jpg,b.jpg"], "image has several values; give a list, 'image=[a.jpg,b.jpg]', or -m"),
             (["checkpoint=a.ckpt"], "error: needed, and not given: image=…"),
             (["image=a.jpg", "picture=a.xyz"], "picture=a.xyz must end in one of .png"),
             (["image=[a.jpg,b.jpg]", "picture=a.png"], "names one file for 2 images; give a folder"),
@@ -320,6 +321,11 @@ class TestCaption:
             process.stdout.close()
             assert process.stderr.read() == b""
         assert process.returncode == 141
+
+
+def test_only_coco_is_downloaded() -> None:
+    done = call("extract", "data=flickr8k", "download=true")
+    assert done.returncode == 2 and "download=true fetches COCO 2014 (19 GB), but the data are" in done.stderr
 
 
 def test_an_experiment_that_needs_an_option_says_which() -> None:

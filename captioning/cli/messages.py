@@ -104,6 +104,9 @@ def options_error(error: HydraException, config_name: str, arguments: Sequence[s
             return f"this command takes no {key}=; {_suggestion(key, command_groups(config_name))}"
         known = _known_keys(config_name, [argument for argument in arguments if _key_of(argument) != key])
         return f"there is no {key}; {_suggestion(key, known)}"
+    if match := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
+        as_list = f"'{match[1]}=[{match[2]}]'"
+        return f"{match[1]} has several values; give a list, {as_list}, or -m for a run with each"
     return text.partition("\n")[0]
 
 
