@@ -270,6 +270,8 @@ SEEDS = {
     "compare_c_ute_updown": "Up-Down: sentences and average over neither",
     "compare_c_tte_t": "Transformer: sentences and average over neither",
     "compare_c_updown_tte": "Up-Down over the Transformer with sentences and average",
+    "compare_c3_ud_updown": "Up-Down: three backbones and average over one backbone",
+    "compare_c3_ud_ute": "Up-Down: three backbones and average over one with sentences and average",
     "compare_c_us_ute": "Up-Down: self-critical over cross-entropy",
 }
 
