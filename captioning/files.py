@@ -72,6 +72,21 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="")
 
 
+def is_file_name(weights: str) -> bool:
+    """Return whether `weights` is the path of a state dict: it has a suffix, a published name has none."""
+    return bool(Path(weights).suffix)
+
+
+def weights_name(weights: str) -> str:
+    """Return the name of weights without their folder, so that a moved file counts as the same weights."""
+    return Path(weights).name if is_file_name(weights) else weights
+
+
+def absolute_weights(weights: str) -> str:
+    """Return the absolute path of a weights file; a published name stays as it is."""
+    return str(Path(weights).absolute()) if is_file_name(weights) else weights
+
+
 def describe_commit(checkout: Path = CONF.parent) -> dict[str, str | bool | None]:
     """Return a checkout's commit, and whether its files differ from it; None each where there is no git."""
     commit = status = None

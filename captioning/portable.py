@@ -23,7 +23,7 @@ from torch import Tensor
 
 from captioning import checkpoint
 from captioning.errors import InputError
-from captioning.files import atomic_write
+from captioning.files import atomic_write, is_file_name, weights_name
 
 SUFFIX = ".captioner"
 BUNDLED = Path(__file__).with_name(f"bundled{SUFFIX}")
@@ -78,7 +78,7 @@ def write(
             "subclass of captioning.features.FrozenExtractor, which computes features from pictures"
         )
     # Names without folders: where files lay on this machine is nobody else's business.
-    options = checkpoint.renamed_weights(options, _file_name)
+    options = checkpoint.renamed_weights(options, weights_name)
     portable = {
         **{key: metadata[key] for key in _KEPT},
         "features": {"extractor": options, "path": Path(features["path"]).name},
@@ -155,16 +155,12 @@ def _parameters(build: Any) -> Mapping[str, Any]:
 
 
 def _checked(weights: str) -> str:
-    if Path(weights).suffix and not Path(weights).is_file():
+    if is_file_name(weights) and not Path(weights).is_file():
         raise InputError(
             f"there is no weights file {weights}, which this captioner's features come from; put it there, "
             "or give weights=<where it is now>"
         )
     return weights
-
-
-def _file_name(weights: str) -> str:
-    return Path(weights).name if Path(weights).suffix else weights  # published weights have a name alone
 
 
 def _copied(state: Mapping[str, Tensor], half: bool) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from captioning import checkpoint, graphs, portable
 from captioning.errors import InputError
 from captioning.features import Backbone, CombinedBackbones, FrozenExtractor
-from captioning.features.weights import weights_name
+from captioning.files import weights_name
 
 COLOURS = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 FINE = partial(

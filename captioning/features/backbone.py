@@ -17,7 +17,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from captioning.errors import InputError
 from captioning.features.frozen import FrozenExtractor, calibration_images
-from captioning.features.weights import build_published, is_file_name, load_state, read_state
+from captioning.features.weights import build_published, load_state, read_state
+from captioning.files import is_file_name
 
 
 class Backbone(FrozenExtractor):

@@ -33,7 +33,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from captioning.features.region_features import RegionFeatures
-from captioning.features.weights import is_file_name, load_state, sha256_prefix, weights_name
+from captioning.features.weights import load_state, sha256_prefix
+from captioning.files import is_file_name, weights_name
 
 NORMALISATION = {"_mean", "_scale"}  # buffers that `set_normalisation` makes
 

@@ -25,13 +25,8 @@ from captioning.errors import InputError
 from captioning.features.frozen import FrozenExtractor, calibration_images
 from captioning.features.orders import order_named
 from captioning.features.region_features import RegionFeatures
-from captioning.features.weights import (
-    build_published,
-    is_file_name,
-    load_state,
-    read_state,
-    weights_name,
-)
+from captioning.features.weights import build_published, load_state, read_state
+from captioning.files import is_file_name, weights_name
 
 CLASS_BIAS = "roi_heads.box_predictor.cls_score.bias"  # its length is the number of classes
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from captioning.errors import InputError
 from captioning.features.frozen import FrozenExtractor, calibration_images
-from captioning.features.weights import is_file_name, load_state, read_state, sha256_prefix
+from captioning.features.weights import load_state, read_state, sha256_prefix
+from captioning.files import is_file_name
 
 PYPI = "pypi:"
 

@@ -12,21 +12,6 @@ from torch import Tensor, nn
 from captioning.errors import InputError
 
 
-def is_file_name(weights: str) -> bool:
-    """Return whether `weights` is the path of a state dict: it has a suffix, a published name has none."""
-    return bool(Path(weights).suffix)
-
-
-def weights_name(weights: str) -> str:
-    """Return the name of weights without their folder, so that a moved file counts as the same weights."""
-    return Path(weights).name if is_file_name(weights) else weights
-
-
-def absolute_weights(weights: str) -> str:
-    """Return the absolute path of a weights file; a published name stays as it is."""
-    return str(Path(weights).absolute()) if is_file_name(weights) else weights
-
-
 def sha256_prefix(path: Path) -> str:
     """Return the first 16 hexadecimal digits of a file's SHA-256."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

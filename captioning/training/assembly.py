@@ -20,7 +20,7 @@ from captioning.data import CaptionDataModule
 from captioning.decoding import Decoded, words_to_ids
 from captioning.errors import InputError
 from captioning.features import check_provenance, extract_missing, kind_of
-from captioning.features.weights import absolute_weights
+from captioning.files import absolute_weights
 from captioning.metrics import scored_tokens
 from captioning.models import fit_standardization
 from captioning.objectives import Objective
