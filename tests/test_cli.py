@@ -7,11 +7,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from captioning.cli import progress
-from captioning.cli.help import READ, command_groups, help_text, read_groups, read_keys, read_option
+from captioning.cli.help import (
+    READ,
+    command_groups,
+    help_text,
+    read_experiment,
+    read_groups,
+    read_keys,
+    read_option,
+)
 from captioning.cli.main import COMMANDS, main
 from captioning.cli.messages import input_error, refuse_fractions, refuse_missing
 from captioning.errors import InputError
@@ -60,6 +71,33 @@ def test_help_lists_only_the_groups_that_a_command_takes() -> None:
 def test_help_shows_the_part_that_an_option_chooses_inside_its_group() -> None:
     assert command_groups("train")["data/tokenizer"] == "words"
     assert "data/tokenizer=…   (characters)" in help_text("train", ["data=flickr8k_zh"])
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_help_shows_what_an_experiment_takes_and_sets_as_hydra_composes_it(experiment: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("train", [f"experiment={experiment}"], return_hydra_config=True)
+    text = help_text("train", [f"experiment={experiment}"])
+    for group, option in composed.hydra.runtime.choices.items():
+        if not group.startswith("hydra/") and "@" not in group:
+            assert f"\n{group}=…   ({option or 'none'})\n" in text
+    raw = OmegaConf.to_container(composed, resolve=False)
+    values = read_experiment(experiment)[1]
+    assert values["name"] == experiment
+    for name, value in values.items():
+        assert f"\n  {name}={value}\n" in text
+        found = raw
+        for part in name.split("."):
+            found = found[part]
+        assert found == yaml.safe_load(value)
+
+
+def test_help_of_an_experiment_gives_way_to_what_is_chosen_beside_it() -> None:
+    text = help_text("train", ["model=transformer", "experiment=up_down_scst"])
+    assert "\nmodel=…   (transformer)\n" in text and "keys of model=transformer:" in text
+    assert "\nobjective=…   (self_critical_mixed)\n" in text
+    extraction = help_text("extract", ["experiment=up_down_scst"])
+    assert "\n  data.train_on=images\n" in extraction and "\n  optimizer.lr=5" not in extraction
 
 
 GROUPS = sorted({path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")})

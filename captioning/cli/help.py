@@ -5,7 +5,7 @@ them.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,14 +35,11 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
 
     Args:
         config_name: of the command.
-        arguments: `group=option` chooses the option whose keys are listed, instead of the default.
+        arguments: `group=option` chooses the option whose keys are listed, instead of the default;
+            `experiment=option` those that the experiment takes, and its own values are listed too.
     """
     root = read_option(CONF / f"{config_name}.yaml")
-    groups = read_groups(config_name)
-    for argument in arguments:
-        group, _, option = argument.partition("=")
-        if group in groups and (CONF / group / f"{option}.yaml").is_file():
-            groups |= {group: option, **_inner_groups(group, option)}
+    groups = _choose_options(read_groups(config_name), arguments)
     read = READ.get(config_name)
     lines = [*root.comment, "", f"usage: captioning {config_name} [key=value …]", ""]
     lines += ["Options (key=default):", *_keys(read_keys(config_name)), ""]
@@ -52,6 +49,10 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
         for path in sorted((CONF / group).glob("[!_]*.yaml")):
             lines.append(_entry(f"  {path.stem}", _first_sentence(read_option(path).comment)))
         lines.append("")
+    if experiment := groups.get("experiment"):
+        values = read_experiment(experiment)[1].items()
+        shown_values = [(key, value, "") for key, value in values if not read or key.split(".")[0] in read]
+        lines += [f"set by experiment={experiment}, instead of what is listed:", *_keys(shown_values), ""]
     for group, chosen in groups.items():
         if chosen and group != "experiment" and (found := option_keys(group, chosen)):
             lines += [f"keys of {group}={chosen}:", *_keys(found, f"{group}."), ""]
@@ -66,6 +67,47 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
         "--cfg job prints the composed config; --hydra-help tells Hydra's own options.",
     ]
     return "\n".join(lines)
+
+
+def _choose_options(groups: Mapping[str, str | None], arguments: Sequence[str]) -> dict[str, str | None]:
+    """Replace defaults by what the arguments choose, and by what their experiment does where they do not."""
+    chosen = {
+        group: option
+        for group, _, option in (argument.partition("=") for argument in arguments)
+        if group in groups and (CONF / group / f"{option}.yaml").is_file()
+    }
+    experiment = chosen.get("experiment", groups.get("experiment"))
+    of_experiment = read_experiment(experiment)[0] if experiment else {}
+    result = dict(groups)
+    for group, option in [*of_experiment.items(), *chosen.items()]:
+        if group in groups:
+            result |= {group: option, **_inner_groups(group, option)}
+    return result
+
+
+def read_experiment(option: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Read what an experiment chooses and sets: the option of each group, and the value of each key."""
+    path = CONF / "experiment" / f"{option}.yaml"
+    choices: dict[str, str] = {}
+    values: dict[str, str] = {}
+    for entry in read_option(path).defaults:
+        if isinstance(entry, str) and entry != "_self_":
+            inherited = read_experiment(entry)
+            choices, values = choices | inherited[0], values | inherited[1]
+        elif isinstance(entry, dict):
+            choices |= {str(name).removeprefix("override /"): str(choice) for name, choice in entry.items()}
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return choices, values | _flat({key: content[key] for key in content if key != "defaults"})
+
+
+def _flat(content: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:  # as YAML writes it: null, true
+            flat[prefix + key] = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+    return flat
 
 
 def read_groups(config_name: str) -> dict[str, str | None]:

@@ -93,9 +93,14 @@ def _opened(path: str | Path) -> IO[bytes]:
     name = printable(path)
     try:
         state = os.stat(path)
+        if stat.S_ISDIR(state.st_mode):
+            raise InputError(
+                f"{name}: a folder where one image is needed; give its images as a list, such as "
+                f"sorted(pathlib.Path({name!r}).glob('*.jpg'))"
+            )
         # Opening a pipe would wait for its other end.
         if not stat.S_ISREG(state.st_mode):
-            raise InputError(f"{name}: not a readable image (a folder, pipe or device)")
+            raise InputError(f"{name}: not a readable image (a pipe or device)")
         if state.st_size == 0:
             raise InputError(f"{name}: the file is empty (0 bytes)")
         if state.st_size > MAX_BYTES:
