@@ -24,6 +24,7 @@ from captioning.evaluation import (
     References,
     check_options,
     compare,
+    read_references,
     read_results,
     results_json,
     score,
@@ -693,7 +694,7 @@ class TestCommand:
             f"images={toy_root / 'toy' / 'images'}",
         )
         path, images = (option.partition("=")[2] for option in options)
-        references = evaluate.read_coco_references(path, images, "val")
+        references = read_references(None, coco=(path, images), split="val")
         assert len(references.captions) == 8 and references.training == []
         assert all(record.path.is_file() for record in references.records.values())
 
@@ -760,11 +761,13 @@ class TestCommand:
         with pytest.raises(
             InputError, match="no references: give references=captions.json, data=… or checkpoint=…"
         ):
-            evaluate.read_references(None, [], [], "val")
+            read_references(None, split="val")
         with pytest.raises(
             InputError, match="toy has no split 'tset'; it has test, train, val: choose one with split="
         ):
-            evaluate.read_references(None, [str(checkpoint)], [], "tset")
+            read_references(None, [str(checkpoint)], split="tset")
+        with pytest.raises(InputError, match="references=gone.json: no such file; give the annotations"):
+            read_references(None, coco=("gone.json", ""), split="val")
 
     def test_data_that_moved_are_named_with_the_remedy(self, checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(

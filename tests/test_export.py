@@ -21,6 +21,7 @@ from captioning import checkpoint, evaluate, export, portable
 from captioning.cli.main import COMMANDS
 from captioning.data import CaptionDataModule
 from captioning.errors import InputError
+from captioning.evaluation import datamodule_of
 from captioning.features import (
     Backbone,
     BottomUpFiles,
@@ -426,7 +427,7 @@ class TestTraining:
 
     def test_evaluation_asks_for_data(self, file: Path) -> None:
         with pytest.raises(InputError, match=r"a portable file brings no data; give data=…"):
-            evaluate.described_data(checkpoint.read(file)["captioning"])
+            datamodule_of(checkpoint.load(file), split="val")
 
     def test_it_is_scored_on_the_data_that_are_given(
         self, file: Path, toy_overrides: list[str], tmp_path: Path

@@ -15,8 +15,8 @@ from captioning import checkpoint
 from captioning.data.topics import TopicModel
 from captioning.decoding import greedy
 from captioning.errors import InputError
-from captioning.evaluate import evaluation_data
 from captioning.evaluation.captions import caption_split
+from captioning.evaluation.sources import datamodule_of
 from captioning.models import RawFeatures, TopicGuided
 from captioning.models.topic_guided import GuidedAttention
 from captioning.objectives import CrossEntropy, DoublyStochastic, TopicSupervision
@@ -215,7 +215,7 @@ def test_evaluation_cannot_see_references(toy_overrides: list[str], tmp_path: Pa
              "model.attribute_ranks=[1,6]", "model.num_likely=2", "model.hidden_dim=8", "model.embedding_dim=8"]  # fmt: skip
     assemble(compose_config("train", *kept, *small, f"output_dir={tmp_path}")).fit()
     loaded = checkpoint.load(checkpoint.locate(tmp_path))
-    data = evaluation_data(loaded, None, [], split="val", features_path=None)
+    data = datamodule_of(loaded, split="val")
 
     def caption() -> dict[str, str]:
         batches = data.image_dataloader("val", without_captions=True)

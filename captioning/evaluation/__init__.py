@@ -3,6 +3,7 @@
     captions.py      a model's captions of a split
     results.py       result files of any system: read with checks, written
     references.py    what captions are scored against
+    sources.py       references and data that are given, or a checkpoint's own
     scoring.py       scores with confidence intervals; tests of whether two systems differ
     tables.py        the tables of one system or two
     report.py        scores.json, images.csv, tables on the terminal
@@ -24,18 +25,21 @@ from captioning.evaluation.captions import SplitCaptions, caption_split, write_c
 from captioning.evaluation.comparison import write_page
 from captioning.evaluation.options import check_options, compared_files
 from captioning.evaluation.references import References
-from captioning.evaluation.report import print_table, write_report
+from captioning.evaluation.report import print_table, report, write_report
 from captioning.evaluation.results import read_results, read_systems, results_json
 from captioning.evaluation.scoring import Evaluation, compare, score
+from captioning.evaluation.sources import GivenData, datamodule_of, read_references, references_of
 from captioning.evaluation.study import write_study
 from captioning.evaluation.visualise import attention_figure, close, picture_paths, save
 
 __all__ = [
     "CaptionFile",
     "Evaluation",
+    "GivenData",
     "References",
     "SplitCaptions",
     "attention_figure",
+    "datamodule_of",
     "caption_split",
     "check_options",
     "close",
@@ -45,8 +49,11 @@ __all__ = [
     "nearest_neighbour",
     "picture_paths",
     "print_table",
+    "read_references",
     "read_results",
     "read_systems",
+    "references_of",
+    "report",
     "results_json",
     "save",
     "score",
