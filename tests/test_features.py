@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from shutil import rmtree
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -645,6 +646,17 @@ class TestExtraction:
         before = (tmp_path / "f.h5").read_bytes()
         assert extract(backbone, images, tmp_path / "f.h5", batch_size=2, num_workers=0).done_now == 0
         assert (tmp_path / "f.h5").read_bytes() == before
+
+    @pytest.mark.parametrize("library", ["glibc", "another"])
+    def test_free_memory_is_returned_every_eighth_batch_where_the_c_library_can(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+    ) -> None:
+        calls: list[int] = []
+        names = {"malloc_trim": calls.append} if library == "glibc" else {}
+        monkeypatch.setattr(extraction_module.ctypes, "CDLL", lambda _: SimpleNamespace(**names))
+        extractor, images = MeanColours(image_size=(6, 6)), image_files(tmp_path, 17)
+        report = extract(extractor, images, tmp_path / "a.h5", batch_size=1, num_workers=0)
+        assert report.done_now == 17 and calls == ([0, 0, 0] if names else [])
 
     def test_corrupt_rows_are_repaired_on_request(self, tmp_path: Path, backbone: Backbone) -> None:
         images = image_files(tmp_path / "in", 3)
