@@ -29,7 +29,7 @@ from captioning.evaluation import (
     read_references,
     read_systems,
     references_of,
-    report,
+    score_and_report,
     write_captions,
 )
 from captioning.predictor import load_members
@@ -43,12 +43,12 @@ def main(config: DictConfig) -> list[Evaluation]:
     sides = compared_files(options["compare"]) if options["compare"] else (as_list(config.results),)
     files, checkpoints = [file for side in sides for file in side], as_list(config.checkpoint)
     data = GivenData(partial(data_options, config), instantiate) if "data" in config else None
-    trusted: dict[str, Any] = {"split": config.split, "trust": as_list(config.trust)}
+    split, trust = config.split, as_list(config.trust)
     frequencies = {"source": config.document_frequencies, "save_to": config.save_document_frequencies}
     details: dict[str, Any] = {}
     if files or config.people:
         coco = (config.references, config.images or "") if config.references else None
-        references = read_references(data, checkpoints, coco, **trusted)
+        references = read_references(data, checkpoints, coco, split=split, trust=trust)
         if config.people:
             held_out, references = references.hold_one_out()
             systems = {"people": held_out}
@@ -56,12 +56,13 @@ def main(config: DictConfig) -> list[Evaluation]:
             systems = read_systems(files, references, allow_empty=config.allow_empty)
         references = references.with_frequencies(**frequencies)
     else:
-        overrides = options["model_options"] or None
-        loaded = load_members(checkpoints, trust=trusted["trust"], model_options=overrides)
-        datamodule = datamodule_of(loaded, data, features_path=config.features_path, **trusted)
-        references = references_of(datamodule, config.split).with_frequencies(**frequencies)
+        overrides = plain(config.model_options) if config.model_options else None
+        loaded = load_members(checkpoints, trust=trust, model_options=overrides)
+        path = config.features_path
+        datamodule = datamodule_of(loaded, data, split=split, features_path=path, trust=trust)
+        references = references_of(datamodule, split).with_frequencies(**frequencies)
         torch.manual_seed(config.seed)
-        batches = _progress(datamodule.image_dataloader(config.split, without_captions=True))
+        batches = _progress(datamodule.image_dataloader(split, without_captions=True))
         decode = build_decoder(config.decoding, loaded.vocabulary)
         found = caption_split(loaded.model, loaded.vocabulary, batches, decode, autocast=config.autocast)
         write_captions(config.output_dir, found)
@@ -69,7 +70,7 @@ def main(config: DictConfig) -> list[Evaluation]:
         milliseconds = round(found.milliseconds_per_image, 3)
         details = {"decoding": plain(config.decoding), "milliseconds_per_image": milliseconds}
     with_page = options["compare"] and config.page_images
-    evaluations = report(
+    evaluations = score_and_report(
         config.output_dir,
         systems,
         references,
@@ -81,16 +82,16 @@ def main(config: DictConfig) -> list[Evaluation]:
         options=options,
         details=details,
     )
-    return _unless_unavailable(evaluations)
+    _exit_if_unavailable(evaluations)
+    return evaluations
 
 
-def _unless_unavailable(evaluations: list[Evaluation]) -> list[Evaluation]:
-    unavailable = {metric: why for e in evaluations for metric, why in e.unavailable.items()}
+def _exit_if_unavailable(evaluations: list[Evaluation]) -> None:
+    unavailable = {metric: why for one in evaluations for metric, why in one.unavailable.items()}
     for metric, why in unavailable.items():
         print(f"error: no {metric}: {why}", file=sys.stderr)
     if unavailable:
         raise SystemExit(2)
-    return evaluations
 
 
 def _progress(batches: Any) -> Any:

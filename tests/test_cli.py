@@ -4,7 +4,9 @@ import errno
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,7 +20,6 @@ from captioning.cli.help import (
     READ,
     command_groups,
     help_text,
-    read_experiment,
     read_groups,
     read_keys,
     read_option,
@@ -81,23 +82,70 @@ def test_help_shows_what_an_experiment_takes_and_sets_as_hydra_composes_it(exper
     for group, option in composed.hydra.runtime.choices.items():
         if not group.startswith("hydra/") and "@" not in group:
             assert f"\n{group}=…   ({option or 'none'})\n" in text
-    raw = OmegaConf.to_container(composed, resolve=False)
-    values = read_experiment(experiment)[1]
-    assert values["name"] == experiment
-    for name, value in values.items():
-        assert f"\n  {name}={value}\n" in text
-        found = raw
-        for part in name.split("."):
-            found = found[part]
-        assert found == yaml.safe_load(value)
+    # A name twice would show two values, of which one is wrong.
+    listed = re.findall(r"^  ([\w.]+)=(.*?)(?:  .*)?$", text, re.MULTILINE)
+    shown = {name: value.strip() for name, value in listed}
+    assert len(shown) == len(listed)
+    raw: Any = OmegaConf.to_container(composed, resolve=False)
+    del raw["hydra"]
+    for name, value in leaves(raw):
+        line = name
+        while line not in shown:  # it is part of a mapping on one line
+            line = line.rpartition(".")[0]
+        if shown[line].endswith("…") or shown[line] == value:
+            continue
+        found = yaml.safe_load(shown[line])
+        for key in name.removeprefix(line).split(".")[1:]:
+            found = found[key]
+        assert found == value, name
 
 
-def test_help_of_an_experiment_gives_way_to_what_is_chosen_beside_it() -> None:
-    text = help_text("train", ["model=transformer", "experiment=up_down_scst"])
+def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if not key.startswith("_"):
+                yield from leaves(value, f"{name}.{key}" if name else key)
+    else:
+        yield name, node
+
+
+def test_help_shows_what_arguments_choose_beside_an_experiment(tmp_path: Path) -> None:
+    text = help_text("train", ["model=transformer", "experiment=up_down_scst", "optimizer.lr=7e-3"])
     assert "\nmodel=…   (transformer)\n" in text and "keys of model=transformer:" in text
-    assert "\nobjective=…   (self_critical_mixed)\n" in text
+    assert "\nobjective=…   (self_critical_mixed)\n" in text and "\n  optimizer.lr=0.007" in text
     extraction = help_text("extract", ["experiment=up_down_scst"])
-    assert "\n  data.train_on=images\n" in extraction and "\n  optimizer.lr=5" not in extraction
+    assert "\n  data.train_on=images " in extraction and "optimizer.lr" not in extraction
+    swept = help_text("train", ["-m", "experiment=flickr8k", "model=transformer,up_down", "seed=1,2"])
+    assert "\nmodel=…   (gru_attention_flickr)\n" in swept and "\n  seed=0 " in swept
+    several = help_text("train", ["experiment=[toy,flickr8k]", "logger=[csv,tensorboard]", "~scheduler"])
+    assert (
+        "\nexperiment=…   (toy, flickr8k)\n" in several and "\nkeys of logger=csv,tensorboard:\n" in several
+    )
+    assert "\nscheduler=…   (none)\n" in several and "\ndata=…   (flickr8k)\n" in several
+    assert "\nexperiment=…   (flickr8k)\n" in help_text("train", ['experiment="flickr8k"'])
+    (tmp_path / "experiment").mkdir()
+    own = "# @package _global_\ndefaults: [flickr8k, {override /logger: csv}]\nname: größe\nnew: {a: [ä]}\n"
+    (tmp_path / "experiment" / "own.yaml").write_text(own, encoding="utf-8")
+    text = help_text("train", ["--config-dir", str(tmp_path), "experiment=own", "--help"])
+    assert "\n  name=größe " in text and "\nlogger=…   (csv)\n" in text and "\n  new.a=[ä]\n" in text
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("experiment=flickr", "there is no experiment=flickr; did you mean flickr8k?"),
+        ("logger=null", "a group of options is given null; ~<group> leaves it out, as in ~logger"),
+        ("optimiser.lr=1", "there is no optimiser.lr; did you mean optimizer.lr?"),
+    ],
+)
+@pytest.mark.parametrize("asked", [["--help"], []])
+def test_bad_arguments_end_the_help_as_they_end_the_command(
+    argument: str, message: str, asked: list[str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "captioning.train", argument, *asked], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr == f"error: {message}\n"
 
 
 GROUPS = sorted({path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")})

@@ -766,8 +766,10 @@ class TestCommand:
             InputError, match="toy has no split 'tset'; it has test, train, val: choose one with split="
         ):
             read_references(None, [str(checkpoint)], split="tset")
-        with pytest.raises(InputError, match="references=gone.json: no such file; give the annotations"):
+        with pytest.raises(InputError, match="references=gone.json is not a file; give the COCO captions"):
             read_references(None, coco=("gone.json", ""), split="val")
+        with pytest.raises(InputError, match=r"references=\['a', 'b'\] has several files; give one"):
+            check_options(own_options(configured(tmp_path, "results=c", "references=[a,b]"), GROUPS))
 
     def test_data_that_moved_are_named_with_the_remedy(self, checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(

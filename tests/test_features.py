@@ -647,16 +647,22 @@ class TestExtraction:
         assert extract(backbone, images, tmp_path / "f.h5", batch_size=2, num_workers=0).done_now == 0
         assert (tmp_path / "f.h5").read_bytes() == before
 
-    @pytest.mark.parametrize("library", ["glibc", "another"])
-    def test_free_memory_is_returned_every_eighth_batch_where_the_c_library_can(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
+    @pytest.mark.parametrize(("seconds", "times"), [(0.0, 3), (1e9, 0)])
+    def test_free_memory_is_returned_now_and_then(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, times: int
     ) -> None:
-        calls: list[int] = []
-        names = {"malloc_trim": calls.append} if library == "glibc" else {}
-        monkeypatch.setattr(extraction_module.ctypes, "CDLL", lambda _: SimpleNamespace(**names))
-        extractor, images = MeanColours(image_size=(6, 6)), image_files(tmp_path, 17)
+        calls: list[None] = []
+        monkeypatch.setattr(extraction_module, "_RETURN_MEMORY_EVERY", seconds)
+        monkeypatch.setattr(extraction_module, "_return_free_memory", lambda: calls.append(None))
+        extractor, images = MeanColours(image_size=(6, 6)), image_files(tmp_path, 3)
         report = extract(extractor, images, tmp_path / "a.h5", batch_size=1, num_workers=0)
-        assert report.done_now == 17 and calls == ([0, 0, 0] if names else [])
+        assert report.done_now == 3 and len(calls) == times
+
+    def test_free_memory_is_returned_where_the_c_library_can(self) -> None:
+        calls: list[int] = []
+        extraction_module._return_free_memory(lambda _: SimpleNamespace(malloc_trim=calls.append))
+        assert calls == [0]
+        extraction_module._return_free_memory(lambda _: SimpleNamespace())
 
     def test_corrupt_rows_are_repaired_on_request(self, tmp_path: Path, backbone: Backbone) -> None:
         images = image_files(tmp_path / "in", 3)

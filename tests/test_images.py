@@ -13,7 +13,7 @@ from PIL import Image
 
 from captioning.errors import InputError
 from captioning.features import images as images_module
-from captioning.features import read_image
+from captioning.features import read_image, to_image
 from captioning.features.images import Fingerprint, decode, read_fingerprinted
 
 SUFFIXES = ("jpg", "png", "webp", "gif", "bmp", "tif", "avif", "jp2", "ppm")
@@ -196,8 +196,10 @@ class TestDamage:
     def test_folders_and_pipes_are_not_waited_for(self, tmp_path: Path) -> None:
         (tmp_path / "a.jpg").mkdir()
         os.mkfifo(tmp_path / "b.jpg")
-        with pytest.raises(InputError, match="a.jpg: a folder where one image is needed; give .*glob"):
+        with pytest.raises(InputError, match="a.jpg: a folder where one image is needed$"):
             read_image(tmp_path / "a.jpg")
+        with pytest.raises(InputError, match=r"needed; give its images as a list, such as sorted\(.*a.jpg'"):
+            to_image(tmp_path / "a.jpg")
         with pytest.raises(InputError, match="b.jpg: not a readable image .a pipe or device"):
             read_image(tmp_path / "b.jpg")
 

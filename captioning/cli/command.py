@@ -13,19 +13,18 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from captioning.cli.composition import prefer_own_options, refused_null
 from captioning.cli.help import help_text
 from captioning.cli.messages import input_error, options_error, refuse_fractions, refuse_missing
 from captioning.cli.names import gather_positional, keep_names, refuse_numbers
@@ -85,8 +84,8 @@ def command(
                     raise
                 name = str(error).rpartition(".")[2].strip(" '")
                 _exit_with(f"{name} is not installed; pip install 'captioning[sweep]'")
-            except (InputError, OSError) as error:  # from a sweep's run; from making the run folder
-                if (problem := input_error(error)) is None:
+            except (ValueError, OSError) as error:  # from a sweep's run; from making the run folder
+                if (problem := input_error(error) or refused_null(error)) is None:
                     raise
                 _exit_with(problem)
             except KeyboardInterrupt:
@@ -99,17 +98,6 @@ def command(
         return entry
 
     return decorate
-
-
-def prefer_own_options() -> None:
-    """Let the options in `conf/hydra/` stand for those of the plugins that have the same names.
-
-    Hydra 1.3 merges a file with a stored config of its name, with a warning, or refuses it.
-    """
-    Plugins.instance()  # imports the plugins, which store theirs
-    stored = ConfigStore.instance().repo["hydra"]
-    for path in (CONF / "hydra").glob("*/*.yaml"):
-        stored.get(path.parent.name, {}).pop(path.name, None)
 
 
 def as_list(value: Any) -> list[Any]:
@@ -162,8 +150,18 @@ def quick_help(module: str, config_name: str) -> None:
     if module != "__main__":
         return
     if {"--help", "-h"} & set(sys.argv[1:]):
-        print(help_text(config_name, sys.argv[1:]))
+        print_help(config_name, sys.argv[1:])
         raise SystemExit(0)
+
+
+def print_help(config_name: str, arguments: Sequence[str]) -> None:
+    """Print the help of a command with these arguments; bad ones end it as they end the command."""
+    try:
+        print(help_text(config_name, arguments))
+    except HydraException as error:
+        _exit_with(options_error(error, config_name, arguments))
+    except InputError as error:
+        _exit_with(error)
 
 
 def _exit_on_signal(number: int, frame: Any) -> None:

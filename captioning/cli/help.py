@@ -1,20 +1,22 @@
-"""`--help`: what a command does, its groups with their options, and every key with its comment.
+"""`--help`: what a command does, its groups with their options, and every key with its value and comment.
 
-All of it comes from the YAML files themselves, read as text, so that it takes no time and cannot differ from
-them.
+Comments come from the YAML files, read as text, and values from what Hydra composes of the arguments, so that
+neither can differ from a run.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
+from captioning.cli.composition import Composed, compose_arguments
 from captioning.files import CONF
 
 _KEY = re.compile(r"(?P<indent> *)(?P<key>[\w]+):(?P<value>(?: (?!#)\S.*?)?)(?:\s+# (?P<comment>.*))?$")
 _WIDTH = 30  # of the column of names
+_LONGEST = 100  # characters of a value
 # What commands read that inherit training's options, so that experiments name data and features for both.
 READ = {
     "extract": ("data", "features", "experiment", "data_root", "seed", "output_dir"),
@@ -31,83 +33,125 @@ class Option(NamedTuple):
 
 
 def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
-    """Describe a command: its options, its groups, and the keys of one option of every group.
+    """Describe a command: its options, its groups, and the keys of those options that are chosen.
 
     Args:
         config_name: of the command.
-        arguments: `group=option` chooses the option whose keys are listed, instead of the default;
-            `experiment=option` those that the experiment takes, and its own values are listed too.
+        arguments: of the command line: those that the help is asked for beside.
+
+    Raises:
+        HydraException: an argument that Hydra refuses.
+        InputError: see `compose_arguments`.
     """
     root = read_option(CONF / f"{config_name}.yaml")
-    groups = _choose_options(read_groups(config_name), arguments)
+    composed = compose_arguments(config_name, arguments)
+    groups = list(read_groups(config_name))
     read = READ.get(config_name)
     lines = [*root.comment, "", f"usage: captioning {config_name} [key=value …]", ""]
-    lines += ["Options (key=default):", *_keys(read_keys(config_name)), ""]
-    shown = {**groups, "hydra/sweeper": "basic", "hydra/launcher": "basic"} if "trainer" in groups else groups
-    for group, chosen in shown.items():
-        lines += [f"{group}=…" + (f"   ({chosen})" if chosen else "   (none)")]
+    keys = read_keys(config_name)
+    if not read:  # what an experiment adds; a command that inherits options does not read it
+        packages = tuple(f"{group.replace('/', '.')}." for group in groups)
+        keys += _added(composed.values, "", keys, packages)
+    lines += ["Options (key=value):", *_keys(_current(keys, composed.values)), ""]
+    for group in [*groups, "hydra/sweeper", "hydra/launcher"] if "trainer" in groups else groups:
+        lines += [f"{group}=…   ({', '.join(composed.choices.get(group, [])) or 'none'})"]
         for path in sorted((CONF / group).glob("[!_]*.yaml")):
             lines.append(_entry(f"  {path.stem}", _first_sentence(read_option(path).comment)))
         lines.append("")
-    if experiment := groups.get("experiment"):
-        values = read_experiment(experiment)[1].items()
-        shown_values = [(key, value, "") for key, value in values if not read or key.split(".")[0] in read]
-        lines += [f"set by experiment={experiment}, instead of what is listed:", *_keys(shown_values), ""]
-    for group, chosen in groups.items():
-        if chosen and group != "experiment" and (found := option_keys(group, chosen)):
-            lines += [f"keys of {group}={chosen}:", *_keys(found, f"{group}."), ""]
+    for group in groups:
+        if found := _chosen_keys(group, composed, groups):
+            lines += [f"keys of {group}={','.join(composed.choices[group])}:", *_keys(found), ""]
     if read:
         lines.append(
             "The other options of captioning train are accepted, since experiments set them, and not read."
         )
     option, key = ("data=pairs", "data.language=de") if read else ("model=transformer", "optimizer.lr=1e-4")
     lines += [
-        f"--help group=option lists the keys of another option: --help {option}.",
+        f"--help beside other arguments shows what they change: --help {option}.",
         f"Every key can be set: {key}. Lists: 'decoding.required=[dog]'. A sweep: -m seed=0,1,2.",
         "--cfg job prints the composed config; --hydra-help tells Hydra's own options.",
     ]
     return "\n".join(lines)
 
 
-def _choose_options(groups: Mapping[str, str | None], arguments: Sequence[str]) -> dict[str, str | None]:
-    """Replace defaults by what the arguments choose, and by what their experiment does where they do not."""
-    chosen = {
-        group: option
-        for group, _, option in (argument.partition("=") for argument in arguments)
-        if group in groups and (CONF / group / f"{option}.yaml").is_file()
-    }
-    experiment = chosen.get("experiment", groups.get("experiment"))
-    of_experiment = read_experiment(experiment)[0] if experiment else {}
-    result = dict(groups)
-    for group, option in [*of_experiment.items(), *chosen.items()]:
-        if group in groups:
-            result |= {group: option, **_inner_groups(group, option)}
-    return result
+def _chosen_keys(group: str, composed: Composed, groups: Sequence[str]) -> list[tuple[str, str, str]]:
+    """List the keys of the options that a group has, but for those of groups inside it."""
+    options = composed.choices.get(group, [])
+    if group == "experiment" or not options:
+        return []
+    package = group.replace("/", ".")
+    inner = tuple(f"{name.replace('/', '.')}." for name in groups if name.startswith(f"{group}/"))
+    files = [option for option in options if (CONF / group / f"{option}.yaml").is_file()]
+    listed = _merged([key for option in files for key in option_keys(group, option)])
+    keys = [(f"{package}.{name}", value, comment) for name, value, comment in listed]
+    return _current([*keys, *_added(composed.values, package, keys, inner)], composed.values)
 
 
-def read_experiment(option: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Read what an experiment chooses and sets: the option of each group, and the value of each key."""
-    path = CONF / "experiment" / f"{option}.yaml"
-    choices: dict[str, str] = {}
-    values: dict[str, str] = {}
-    for entry in read_option(path).defaults:
-        if isinstance(entry, str) and entry != "_self_":
-            inherited = read_experiment(entry)
-            choices, values = choices | inherited[0], values | inherited[1]
-        elif isinstance(entry, dict):
-            choices |= {str(name).removeprefix("override /"): str(choice) for name, choice in entry.items()}
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return choices, values | _flat({key: content[key] for key in content if key != "defaults"})
+def _added(
+    values: Mapping[str, object], package: str, keys: list[tuple[str, str, str]], elsewhere: tuple[str, ...]
+) -> list[tuple[str, str, str]]:
+    """List the keys that an experiment, the command line or files of the user have added to those listed."""
+    names = {name for name, *_ in keys}
+    written = tuple(f"{name}." for name, literal, _ in keys if literal)  # with all that is inside it
+    added = _leaves(_value_of(package, values) if package else values, package)
+    return [(n, "", "") for n in added if n not in names and not f"{n}.".startswith(written + elsewhere)]
 
 
-def _flat(content: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in content.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:  # as YAML writes it: null, true
-            flat[prefix + key] = yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
-    return flat
+def _current(keys: list[tuple[str, str, str]], values: Mapping[str, object]) -> list[tuple[str, str, str]]:
+    """Give keys the values that they have, and leave out those that are none, such as keys of list items."""
+    current = []
+    for name, literal, comment in keys:
+        value = _value_of(name, values)
+        if value is Missing:
+            continue
+        text = literal if literal and _parsed(literal) == value else _as_yaml(value)
+        if isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other, *_ in keys):
+            if not comment:
+                continue
+            text = ""  # its keys follow
+        current.append((name, text, comment))
+    return current
+
+
+class Missing:
+    """Stands for a value that is not there; None is one that is."""
+
+
+def _value_of(name: str, values: object) -> object:
+    for part in name.split("."):
+        if not isinstance(values, Mapping) or part not in values:
+            return Missing
+        values = values[part]
+    return values
+
+
+def _leaves(node: object, name: str) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            if not str(key).startswith("_"):
+                yield from _leaves(value, f"{name}.{key}" if name else str(key))
+    elif node is not Missing:
+        yield name
+
+
+def _parsed(literal: str) -> object:
+    try:
+        return yaml.safe_load(literal)
+    except yaml.YAMLError:
+        return literal
+
+
+def _as_yaml(value: object) -> str:
+    text = (
+        value if isinstance(value, str) else yaml.dump(value, Dumper=_OneLine).removesuffix("...\n").strip()
+    )
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+class _OneLine(yaml.SafeDumper):
+    def __init__(self, stream: Any, **options: Any) -> None:
+        kept = {"default_flow_style": True, "allow_unicode": True, "width": float("inf"), "sort_keys": False}
+        super().__init__(stream, **{**options, **kept})
 
 
 def read_groups(config_name: str) -> dict[str, str | None]:

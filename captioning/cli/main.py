@@ -5,8 +5,8 @@ import importlib
 import sys
 
 from captioning import __version__
+from captioning.cli.command import print_help
 from captioning.cli.completion import BASH, complete
-from captioning.cli.help import help_text
 
 COMMANDS = {
     "train": "train a captioner, or a sweep of them",
@@ -40,7 +40,7 @@ def main() -> None:
         print(f"error: there is no command {name!r}; {hint}", file=sys.stderr)
         raise SystemExit(2)
     if {"--help", "-h"} & set(sys.argv[2:]):
-        print(help_text(name, sys.argv[2:]))
+        print_help(name, sys.argv[2:])
         return
     del sys.argv[1]
     importlib.import_module(f"captioning.{name}").main()

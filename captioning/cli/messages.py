@@ -6,12 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from captioning.cli.composition import compose_arguments
 from captioning.cli.help import command_groups
 from captioning.errors import InputError
 from captioning.files import CONF, PARTIAL
@@ -127,13 +125,10 @@ def _key_of(argument: str) -> str:
 def _known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
     """List the dotted keys of a command's config, composed with those of its arguments that name groups."""
     groups = [argument for argument in arguments if (CONF / _key_of(argument)).is_dir()]
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = OmegaConf.to_container(compose(config_name, groups), resolve=False)
+        return list(_dotted(compose_arguments(config_name, groups).values))
     except HydraException:
         return []
-    return list(_dotted(config))
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:

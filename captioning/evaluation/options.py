@@ -47,6 +47,8 @@ def check_options(options: Mapping[str, Any]) -> None:
             "references= goes with results=, compare= or people=true; a checkpoint brings its own, or give "
             "data="
         )
+    if isinstance(options["references"], list):
+        raise InputError(f"references={options['references']} has several files; give one")
     metrics = options["metrics"]
     metrics = [metrics] if isinstance(metrics, str) else list(metrics or [])
     check_metrics(metrics)

@@ -27,7 +27,7 @@ from captioning.files import short_commit, write_text
 log = logging.getLogger(__name__)
 
 
-def report(
+def score_and_report(
     folder: str | Path,
     systems: Mapping[str, Mapping[str, str]],
     references: References,
@@ -37,7 +37,8 @@ def report(
     num_first: int | None = None,
     seed: int = 0,
     resamples: int = 1000,
-    **written: Any,
+    options: Mapping[str, Any] | None = None,
+    details: Mapping[str, Any] | None = None,
 ) -> list[Evaluation]:
     """Score systems, print their tables, and write all that an evaluation leaves; called by commands only.
 
@@ -50,11 +51,13 @@ def report(
         num_first: see `write_report`.
         seed: of resampling.
         resamples: of resampling.
-        written: `options` and `details` of `write_report`.
+        options: of the command, to be kept in `scores.json`.
+        details: further entries of `scores.json`.
     """
     resampling: dict[str, Any] = {"seed": seed, "resamples": resamples}
     evaluations = _score(systems, references, metrics, **resampling)
-    tables = write_report(folder, evaluations, references, num_first=num_first, **resampling, **written)
+    content: dict[str, Any] = {"num_first": num_first, "options": options, "details": details}
+    tables = write_report(folder, evaluations, references, **content, **resampling)
     for table in tables:
         print_table(table)
     if not references.tokens.is_english:

@@ -41,19 +41,18 @@ def read_references(
     Args:
         data: whose references; None for the data of the first checkpoint.
         checkpoints: files or run folders.
-        coco: a captions file of COCO and its folder of images, instead of both.
+        coco: a captions file of COCO and its folder of images; the other two are then not read.
         split: which images.
         trust: see `checkpoint.load`.
 
     Raises:
-        InputError: neither is given, or the checkpoint's data cannot be read.
+        InputError: none of the three is given, there is no such file or split, or the checkpoint's data
+            cannot be read.
     """
     if coco is not None:
         path, images = coco
-        if not Path(path).exists():
-            raise InputError(
-                f"references={path}: no such file; give the annotations that the captions are of"
-            )
+        if not Path(path).is_file():
+            raise InputError(f"references={path} is not a file; give the COCO captions file of these images")
         return References.read(Path(path).name, partial(read_coco, path, images, split), split)
     if data is not None:
         options = data.options({"path": ""})  # the features are not read
@@ -100,7 +99,8 @@ def datamodule_of(
         trust: see `checkpoint.load`.
 
     Raises:
-        InputError: no feature file, or features of another kind than the model was trained on.
+        InputError: a portable file without `data`, no feature file, or features of another kind than the
+            model was trained on.
     """
     metadata = loaded.metadata
     options = _described_data(metadata) if data is None else data.options(metadata["features"])

@@ -94,6 +94,9 @@ def _from_path(path: str) -> Image.Image:
         try:
             with open(path, "rb") as file:
                 kind = describe_content(file.read(HEAD))
+        except IsADirectoryError:
+            listed = f"sorted(pathlib.Path({path!r}).glob('*.jpg'))"
+            raise InputError(f"{error}; give its images as a list, such as {listed}") from None
         except (OSError, ValueError):
             raise error from None
         if kind is None:

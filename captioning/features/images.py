@@ -94,10 +94,7 @@ def _opened(path: str | Path) -> IO[bytes]:
     try:
         state = os.stat(path)
         if stat.S_ISDIR(state.st_mode):
-            raise InputError(
-                f"{name}: a folder where one image is needed; give its images as a list, such as "
-                f"sorted(pathlib.Path({name!r}).glob('*.jpg'))"
-            )
+            raise InputError(f"{name}: a folder where one image is needed")
         # Opening a pipe would wait for its other end.
         if not stat.S_ISREG(state.st_mode):
             raise InputError(f"{name}: not a readable image (a pipe or device)")

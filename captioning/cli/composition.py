@@ -1,0 +1,83 @@
+"""What Hydra composes out of a command's arguments, without running the command."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+
+from captioning.cli.names import keep_names
+from captioning.errors import InputError
+from captioning.files import CONF
+
+_FLAGS = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+_FLAGS.add_argument("--config-dir", "-cd")
+
+
+class Composed(NamedTuple):
+    """A composed config.
+
+    choices: the options of each group: none, one, or several.
+    values: the whole as plain values, with its interpolations as they are written.
+    """
+
+    choices: dict[str, list[str]]
+    values: dict[str, Any]
+
+
+def compose_arguments(config_name: str, arguments: Sequence[str]) -> Composed:
+    """Compose a command's config; what a sweep varies keeps its default.
+
+    Args:
+        config_name: of the command.
+        arguments: of the command line. Of Hydra's flags only `--config-dir` counts.
+
+    Raises:
+        HydraException: an argument that Hydra refuses.
+        InputError: a group that is given null.
+    """
+    prefer_own_options()
+    folder = _FLAGS.parse_known_args(arguments)[0].config_dir
+    given = [one for one in arguments if one.startswith("~") or ("=" in one and not one.startswith("-"))]
+    parsed = OverridesParser.create().parse_overrides(keep_names(given))
+    overrides = [override for override in parsed if not override.is_sweep_override()]
+    lines = [str(override.input_line) for override in overrides]
+    if folder:
+        lines.append(f"hydra.searchpath=['{folder}']")
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose(config_name, lines, return_hydra_config=True)
+    except ValueError as error:
+        raise refused_null(error) or error from error
+    chosen = config.hydra.runtime.choices.items()
+    choices = {group: [] if option is None else [option] for group, option in chosen}
+    # Hydra keeps no record of several options of one group.
+    lists = {str(override.key_or_group): override.value() for override in overrides}
+    choices |= {group: options for group, options in lists.items() if isinstance(options, list)}
+    values: Any = OmegaConf.to_container(config, resolve=False)
+    del values["hydra"]
+    return Composed(choices, values)
+
+
+def refused_null(error: Exception) -> InputError | None:
+    """Convert what Hydra raises for a group that is given null; None for any other error."""
+    if "Config group override must be" not in str(error):
+        return None
+    return InputError("a group of options is given null; ~<group> leaves it out, as in ~logger")
+
+
+def prefer_own_options() -> None:
+    """Let the options in `conf/hydra/` stand for those of the plugins that have the same names.
+
+    Hydra 1.3 merges a file with a stored config of its name, with a warning, or refuses it.
+    """
+    Plugins.instance()  # imports the plugins, which store theirs
+    stored = ConfigStore.instance().repo["hydra"]
+    for path in (CONF / "hydra").glob("*/*.yaml"):
+        stored.get(path.parent.name, {}).pop(path.name, None)
