@@ -7,7 +7,7 @@ neither can differ from a run.
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
@@ -17,6 +17,7 @@ from captioning.files import CONF
 _KEY = re.compile(r"(?P<indent> *)(?P<key>[\w]+):(?P<value>(?: (?!#)\S.*?)?)(?:\s+# (?P<comment>.*))?$")
 _WIDTH = 30  # of the column of names
 _LONGEST = 100  # characters of a value
+_MISSING = object()  # for a value that is not there; None is one that is
 # What commands read that inherit training's options, so that experiments name data and features for both.
 READ = {
     "extract": ("data", "features", "experiment", "data_root", "seed", "output_dir"),
@@ -102,7 +103,7 @@ def _current(keys: list[tuple[str, str, str]], values: Mapping[str, object]) -> 
     current = []
     for name, literal, comment in keys:
         value = _value_of(name, values)
-        if value is Missing:
+        if value is _MISSING:
             continue
         text = literal if literal and _parsed(literal) == value else _as_yaml(value)
         if isinstance(value, Mapping) and any(other.startswith(f"{name}.") for other, *_ in keys):
@@ -113,14 +114,10 @@ def _current(keys: list[tuple[str, str, str]], values: Mapping[str, object]) -> 
     return current
 
 
-class Missing:
-    """Stands for a value that is not there; None is one that is."""
-
-
 def _value_of(name: str, values: object) -> object:
     for part in name.split("."):
         if not isinstance(values, Mapping) or part not in values:
-            return Missing
+            return _MISSING
         values = values[part]
     return values
 
@@ -130,7 +127,7 @@ def _leaves(node: object, name: str) -> Iterator[str]:
         for key, value in node.items():
             if not str(key).startswith("_"):
                 yield from _leaves(value, f"{name}.{key}" if name else str(key))
-    elif node is not Missing:
+    elif node is not _MISSING:
         yield name
 
 
@@ -142,16 +139,12 @@ def _parsed(literal: str) -> object:
 
 
 def _as_yaml(value: object) -> str:
-    text = (
-        value if isinstance(value, str) else yaml.dump(value, Dumper=_OneLine).removesuffix("...\n").strip()
-    )
+    if not isinstance(value, str):
+        value = yaml.safe_dump(
+            value, default_flow_style=True, allow_unicode=True, width=float("inf"), sort_keys=False
+        )
+    text = value.removesuffix("...\n").strip()
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-
-
-class _OneLine(yaml.SafeDumper):
-    def __init__(self, stream: Any, **options: Any) -> None:
-        kept = {"default_flow_style": True, "allow_unicode": True, "width": float("inf"), "sort_keys": False}
-        super().__init__(stream, **{**options, **kept})
 
 
 def read_groups(config_name: str) -> dict[str, str | None]:
