@@ -393,6 +393,20 @@ def test_a_resumed_run_inherits_the_best_epoch_so_far(
     assert best.read_bytes() == (trained / "checkpoints" / "best.ckpt").read_bytes()
 
 
+def test_where_all_epochs_score_the_same_the_one_with_the_lowest_loss_is_best(
+    toy_overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = ("data.eval_batch_size=1", "+trainer.limit_val_batches=1")  # CIDEr-D of a single image is 0
+    run(toy_overrides, tmp_path, *alone, "trainer.max_epochs=3", "optimizer.lr=1e-3")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    losses = [epoch["nll"] for epoch in summary["epochs"]]
+    assert len(losses) == 3 and {epoch["cider_d"] for epoch in summary["epochs"]} == {0.0}
+    lowest = losses.index(min(losses))
+    best = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert lowest > 0 and best["epoch"] == lowest == summary["best"]["epoch"]
+    assert caplog.text.count("there is one validation image, on which CIDEr-D is always 0") == 1
+
+
 def test_resuming_what_has_ended_is_refused(toy_overrides: list[str], trained: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has trained 2 epochs and max_epochs is 2; give a larger"):
         run(toy_overrides, tmp_path, "trainer.max_epochs=2", f"resume={trained}")

@@ -6,8 +6,10 @@ bit. What a checkpoint says of files is never followed: a stranger's would name 
 
 import errno
 import logging
+import math
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +84,18 @@ _PATHS = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path"
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the best epoch as `best.ckpt`; a resumed run inherits the one beside its starting point."""
+    """Keeps the best epoch as `best.ckpt`; a resumed run inherits the one beside its starting point.
+
+    Of epochs that score the same, as all do by CIDEr-D on a single image, the one with the lowest loss is the
+    best.
+    """
+
+    def check_monitor_top_k(self, trainer: Trainer, current: torch.Tensor | None = None) -> bool:
+        """Return whether the epoch that has just been validated is the best so far."""
+        if super().check_monitor_top_k(trainer, current):
+            return True
+        history: Any = trainer.lightning_module.history
+        return bool(current == self.best_model_score) and best_epoch(history) is history[-1]
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -107,6 +120,12 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Do nothing: `on_load_checkpoint` knows where the checkpoint lies, the state only where it lay."""
+
+
+def best_epoch(history: Sequence[dict[str, float]]) -> dict[str, float] | None:
+    """Return the validation with the highest CIDEr-D, and of equal ones the lowest loss; None of none."""
+    scored = [epoch for epoch in history if "cider_d" in epoch]
+    return min(scored, key=lambda epoch: (-epoch["cider_d"], epoch.get("nll", math.inf)), default=None)
 
 
 class EpochCheckpoint(ModelCheckpoint):

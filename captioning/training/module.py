@@ -166,6 +166,11 @@ class CaptioningModule(LightningModule):
             captions, values = found.candidates.items(), scores["cider_d"].per_image
             self.scored_captions = [(*pair, value) for pair, value in zip(captions, values, strict=True)]
             self._log_attention(found)
+            if len(found.candidates) == 1 and not self.history:
+                log.warning(
+                    "there is one validation image, on which CIDEr-D is always 0; the epoch with the lowest "
+                    "val/nll counts as the best"
+                )
         self._record_history()
 
     def _record_history(self) -> None:

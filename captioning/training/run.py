@@ -15,7 +15,7 @@ from captioning.checkpoint import LAST
 from captioning.data import CaptionDataModule
 from captioning.errors import InputError
 from captioning.files import PARTIAL, write_text
-from captioning.training.checkpoint_io import copy_checkpoint
+from captioning.training.checkpoint_io import best_epoch, copy_checkpoint
 from captioning.training.environment import describe_environment
 from captioning.training.module import CaptioningModule
 from captioning.training.samples import log_options
@@ -120,8 +120,7 @@ class Run(NamedTuple):
         If that is the last one so far, `validation.csv` is written too: its captions with their CIDEr-D.
         """
         history = self.module.history
-        scored = [epoch for epoch in history if "cider_d" in epoch]
-        best = max(scored, key=lambda epoch: epoch["cider_d"], default=None)
+        best = best_epoch(history)
         summary = {
             "name": self.name,
             "finished": finished,
