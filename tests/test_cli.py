@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from captioning.cli import progress
+from captioning.cli.composition import refused_by_hydra
 from captioning.cli.help import (
     READ,
     command_groups,
@@ -25,7 +26,8 @@ from captioning.cli.help import (
     read_option,
 )
 from captioning.cli.main import COMMANDS, main
-from captioning.cli.messages import input_error, refuse_fractions, refuse_missing
+from captioning.cli.messages import input_error, refuse_fractions, refuse_missing, refuse_switches
+from captioning.cli.names import flags_first
 from captioning.errors import InputError
 from captioning.files import CONF, atomic_write
 
@@ -115,8 +117,10 @@ def test_help_shows_what_arguments_choose_beside_an_experiment(tmp_path: Path) -
     assert "\nobjective=…   (self_critical_mixed)\n" in text and "\n  optimizer.lr=0.007" in text
     extraction = help_text("extract", ["experiment=up_down_scst"])
     assert "\n  data.train_on=images " in extraction and "optimizer.lr" not in extraction
-    swept = help_text("train", ["-m", "experiment=flickr8k", "model=transformer,up_down", "seed=1,2"])
-    assert "\nmodel=…   (gru_attention_flickr)\n" in swept and "\n  seed=0 " in swept
+    swept = help_text(
+        "train", ["-m", "experiment=flickr8k", "model=transformer,up_down", "seed=3,range(4,6)"]
+    )
+    assert "\nmodel=…   (transformer)\n" in swept and "\n  seed=3 " in swept
     several = help_text("train", ["experiment=[toy,flickr8k]", "logger=[csv,tensorboard]", "~scheduler"])
     assert (
         "\nexperiment=…   (toy, flickr8k)\n" in several and "\nkeys of logger=csv,tensorboard:\n" in several
@@ -127,7 +131,12 @@ def test_help_shows_what_arguments_choose_beside_an_experiment(tmp_path: Path) -
     own = "# @package _global_\ndefaults: [flickr8k, {override /logger: csv}]\nname: größe\nnew: {a: [ä]}\n"
     (tmp_path / "experiment" / "own.yaml").write_text(own, encoding="utf-8")
     text = help_text("train", ["--config-dir", str(tmp_path), "experiment=own", "--help"])
-    assert "\n  name=größe " in text and "\nlogger=…   (csv)\n" in text and "\n  new.a=[ä]\n" in text
+    assert (
+        "\n  own\n" in text
+        and "\n  name=größe " in text
+        and "\nlogger=…   (csv)\n" in text
+        and "\n  new.a=[ä]\n" in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -136,16 +145,79 @@ def test_help_shows_what_arguments_choose_beside_an_experiment(tmp_path: Path) -
         ("experiment=flickr", "there is no experiment=flickr; did you mean flickr8k?"),
         ("logger=null", "a group of options is given null; ~<group> leaves it out, as in ~logger"),
         ("optimiser.lr=1", "there is no optimiser.lr; did you mean optimizer.lr?"),
+        ("seed=1,2", "seed has several values; give a list, 'seed=[1,2]', or -m for a run with each"),
+        ("--config-dir=OWN experiment=broken", "OWN/experiment/broken.yaml, line 3: expected ',' or ']', but got"),
+        ("experiment=lost --config-dir OWN data=toy", "experiment/lost.yaml overrides model; its first line must be"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("asked", [["--help"], ["--cfg", "job"]])
+def test_bad_arguments_end_the_help_as_they_end_the_command(
+    argument: str, message: str, asked: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "broken.yaml").write_text("# @package _global_\nname: [x\n")
+    (tmp_path / "experiment" / "lost.yaml").write_text("defaults: [{override /model: transformer}]\n")
+    arguments = argument.replace("OWN", str(tmp_path)).split()
+    done = subprocess.run(
+        [sys.executable, "-m", "captioning.train", *arguments, *asked], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {message.replace('OWN', str(tmp_path))}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_flags_may_stand_between_options(tmp_path: Path) -> None:
+    assert flags_first(["a=1", "--cfg", "job", "b=2", "-m", "~c"]) == [
+        "--cfg",
+        "job",
+        "-m",
+        "a=1",
+        "b=2",
+        "~c",
+    ]
+
+
+def test_one_config_of_several_runs_is_refused() -> None:
+    found = refused_by_hydra(ValueError("Only one of --run, --multirun, --cfg, --info can be specified"))
+    assert str(found) == "--cfg prints one config and -m runs several; give one of the two"
+    assert refused_by_hydra(ValueError("another")) is None
+
+
+def test_a_folder_of_own_options_must_be_there() -> None:
+    with pytest.raises(InputError, match="--config-dir=gone: there is no such folder"):
+        help_text("train", ["--config-dir", "gone"])
+
+
+@pytest.mark.parametrize(
+    ("options", "choices", "name"),
+    [
+        ({"people": "yess"}, {}, "people=yess"),
+        ({"people": 1}, {}, "people=1"),
+        ({"data": {"check": "no way"}}, {"data": "flickr8k"}, "data.check=no way"),
     ],
 )
-@pytest.mark.parametrize("asked", [["--help"], []])
-def test_bad_arguments_end_the_help_as_they_end_the_command(
-    argument: str, message: str, asked: list[str]
-) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "captioning.train", argument, *asked], capture_output=True, text=True
+def test_a_switch_is_true_or_false(options: dict[str, Any], choices: dict[str, str], name: str) -> None:
+    with pytest.raises(InputError, match=f"^{name} must be true or false$"):
+        refuse_switches(options, "evaluate", choices)
+
+
+def test_switches_may_refer_to_others_and_be_left_out() -> None:
+    for value in (True, False, None, "${other}"):
+        refuse_switches({"people": value, "data": {"check": value}}, "evaluate", {"data": "flickr8k"})
+
+
+def test_an_option_that_a_class_does_not_take_is_one_sentence() -> None:
+    with pytest.raises(InstantiationException) as error:
+        instantiate({"_target_": "captioning.models.Standardize", "droput": 1})
+    message = str(input_error(error.value))
+    assert (
+        message
+        == "captioning.models.encoder.Standardize has no option droput; --help lists those that there are"
     )
-    assert done.returncode == 2 and done.stderr == f"error: {message}\n"
+
+
+def test_a_word_without_a_value_is_named() -> None:
+    done = subprocess.run([sys.executable, "-m", "captioning.train", "seed"], capture_output=True, text=True)
+    assert done.stderr == "error: found seed, which has no value; give seed=<value>\n"
 
 
 GROUPS = sorted({path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")})

@@ -23,11 +23,18 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from captioning.cli.composition import prefer_own_options, refused_null
+from captioning.cli.composition import prefer_own_options, refused_by_hydra
 from captioning.cli.help import help_text
-from captioning.cli.messages import input_error, options_error, refuse_fractions, refuse_missing
-from captioning.cli.names import gather_positional, keep_names, refuse_numbers
+from captioning.cli.messages import (
+    input_error,
+    options_error,
+    refuse_fractions,
+    refuse_missing,
+    refuse_switches,
+)
+from captioning.cli.names import flags_first, gather_positional, keep_names, refuse_numbers
 from captioning.errors import InputError
 from captioning.files import CONF
 from captioning.processes import from_first
@@ -75,17 +82,13 @@ def command(
             typed = sys.argv
             try:
                 arguments = gather_positional(typed[1:], positional) if positional else typed[1:]
-                sys.argv = [typed[0], *keep_names(arguments)]
+                sys.argv = [typed[0], *flags_first(keep_names(arguments))]
                 return run()
             except HydraException as error:
                 _exit_with(options_error(error, config_name, typed[1:]))
-            except RuntimeError as error:
-                if "Unknown plugin class" not in str(error):
-                    raise
-                name = str(error).rpartition(".")[2].strip(" '")
-                _exit_with(f"{name} is not installed; pip install 'captioning[sweep]'")
-            except (ValueError, OSError) as error:  # from a sweep's run; from making the run folder
-                if (problem := input_error(error) or refused_null(error)) is None:
+            # Of a sweep's run, of making the run folder, of the user's own YAML, of Hydra.
+            except (ValueError, OSError, YAMLError, RuntimeError) as error:
+                if (problem := input_error(error) or refused_by_hydra(error)) is None:
                     raise
                 _exit_with(problem)
             except KeyboardInterrupt:
@@ -122,6 +125,7 @@ def _guarded(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         refuse_missing(options)
         refuse_fractions(options)
         refuse_numbers(options)
+        refuse_switches(options, str(HydraConfig.get().job.config_name), HydraConfig.get().runtime.choices)
         return main(config)
     except (InputError, InstantiationException, OmegaConfBaseException, OSError) as error:
         message = input_error(error)
@@ -160,8 +164,8 @@ def print_help(config_name: str, arguments: Sequence[str]) -> None:
         print(help_text(config_name, arguments))
     except HydraException as error:
         _exit_with(options_error(error, config_name, arguments))
-    except InputError as error:
-        _exit_with(error)
+    except (InputError, YAMLError) as error:
+        _exit_with(input_error(error))
 
 
 def _exit_on_signal(number: int, frame: Any) -> None:

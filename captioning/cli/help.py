@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import yaml
 
-from captioning.cli.composition import Composed, compose_arguments
+from captioning.cli.composition import Composed, compose_arguments, own_configs
 from captioning.files import CONF
 
 _KEY = re.compile(r"(?P<indent> *)(?P<key>[\w]+):(?P<value>(?: (?!#)\S.*?)?)(?:\s+# (?P<comment>.*))?$")
@@ -47,6 +47,7 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
     root = read_option(CONF / f"{config_name}.yaml")
     composed = compose_arguments(config_name, arguments)
     groups = list(read_groups(config_name))
+    folders = [CONF, own] if (own := own_configs(arguments)) else [CONF]
     read = READ.get(config_name)
     lines = [*root.comment, "", f"usage: captioning {config_name} [key=value …]", ""]
     keys = read_keys(config_name)
@@ -56,7 +57,7 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
     lines += ["Options (key=value):", *_keys(_current(keys, composed.values)), ""]
     for group in [*groups, "hydra/sweeper", "hydra/launcher"] if "trainer" in groups else groups:
         lines += [f"{group}=…   ({', '.join(composed.choices.get(group, [])) or 'none'})"]
-        for path in sorted((CONF / group).glob("[!_]*.yaml")):
+        for path in (path for folder in folders for path in sorted((folder / group).glob("[!_]*.yaml"))):
             lines.append(_entry(f"  {path.stem}", _first_sentence(read_option(path).comment)))
         lines.append("")
     for group in groups:
@@ -66,12 +67,15 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
         lines.append(
             "The other options of captioning train are accepted, since experiments set them, and not read."
         )
-    option, key = ("data=pairs", "data.language=de") if read else ("model=transformer", "optimizer.lr=1e-4")
-    lines += [
-        f"--help beside other arguments shows what they change: --help {option}.",
-        f"Every key can be set: {key}. Lists: 'decoding.required=[dog]'. A sweep: -m seed=0,1,2.",
-        "--cfg job prints the composed config; --hydra-help tells Hydra's own options.",
-    ]
+    if "experiment" in groups:
+        lines.append("--help beside other arguments shows what they change: --help experiment=transformer.")
+    elif groups:
+        lines.append(f"--help beside other arguments shows what they change: --help {groups[0]}=….")
+    if "decoding" in groups:
+        lines.append("Every key can be set; lists so: 'decoding.required=[dog]'.")
+    if "trainer" in groups:
+        lines.append("A sweep: -m seed=0,1,2.")
+    lines.append("--cfg job prints the composed config; --hydra-help tells Hydra's own options.")
     return "\n".join(lines)
 
 
@@ -94,7 +98,7 @@ def _added(
     """List the keys that an experiment, the command line or files of the user have added to those listed."""
     names = {name for name, *_ in keys}
     written = tuple(f"{name}." for name, literal, _ in keys if literal)  # with all that is inside it
-    added = _leaves(_value_of(package, values) if package else values, package)
+    added = _leaves(value_of(package, values) if package else values, package)
     return [(n, "", "") for n in added if n not in names and not f"{n}.".startswith(written + elsewhere)]
 
 
@@ -102,7 +106,7 @@ def _current(keys: list[tuple[str, str, str]], values: Mapping[str, object]) -> 
     """Give keys the values that they have, and leave out those that are none, such as keys of list items."""
     current = []
     for name, literal, comment in keys:
-        value = _value_of(name, values)
+        value = value_of(name, values)
         if value is _MISSING:
             continue
         text = literal if literal and _parsed(literal) == value else _as_yaml(value)
@@ -114,7 +118,8 @@ def _current(keys: list[tuple[str, str, str]], values: Mapping[str, object]) -> 
     return current
 
 
-def _value_of(name: str, values: object) -> object:
+def value_of(name: str, values: object) -> object:
+    """Return what a dotted name has in nested mappings; a mark of its own if it is not there."""
     for part in name.split("."):
         if not isinstance(values, Mapping) or part not in values:
             return _MISSING

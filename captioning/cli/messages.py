@@ -3,14 +3,15 @@
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from captioning.cli.composition import compose_arguments
-from captioning.cli.help import command_groups
+from captioning.cli.help import command_groups, command_keys, option_keys, value_of
 from captioning.errors import InputError
 from captioning.files import CONF, PARTIAL
 
@@ -37,11 +38,19 @@ def input_error(error: Exception) -> InputError | None:
         # The file that the user knows, not the temporary one of `atomic_write`.
         name = re.sub(rf"\.[0-9a-f]{{8}}{re.escape(PARTIAL)}$", "", str(error.filename or error))
         return InputError(f"{name}: {remedy}") if remedy else None
+    if isinstance(error, MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        return InputError(f"{mark.name}, line {mark.line + 1}: {error.problem}; it is not valid YAML")
     if isinstance(error, InstantiationException):  # Hydra wraps what a constructor raises
         cause = error.__cause__
         if isinstance(cause, InputError):
             return cause
-        key = str(error).rpartition("full_key: ")[2].strip() or "the config"
+        key = str(error).partition("full_key: ")[2].strip()
+        if not key:
+            match = re.search(r"target '([\w.]+)'", str(error))
+            key = match[1] if match else "the config"
+        if unknown := re.search(r"unexpected keyword argument '(\w+)'", str(cause)):
+            return InputError(f"{key} has no option {unknown[1]}; --help lists those that there are")
         if isinstance(cause, ImportError) and "wandb" in str(cause):
             return InputError(f"{key} needs the package wandb; run pip install 'captioning[track]'")
         reason = cause if isinstance(cause, (TypeError, ValueError)) else repr(cause)
@@ -83,6 +92,31 @@ def refuse_fractions(options: Any) -> None:
             raise InputError(f"{name}={value} must be a whole number from {least}")
 
 
+def refuse_switches(options: Any, config_name: str, choices: Mapping[str, Any]) -> None:
+    """Refuse anything but true and false for an option that our YAML files have as one of the two.
+
+    Args:
+        options: the composed config as plain values.
+        config_name: of the command.
+        choices: the option of each group.
+
+    Raises:
+        InputError: names the option.
+    """
+    keys = [(name, literal) for name, literal, _ in command_keys(config_name)]
+    for group, option in choices.items():
+        # What the trainer's switches take is Lightning's affair.
+        if group not in ("experiment", "trainer", "logger") and (CONF / group / f"{option}.yaml").is_file():
+            package = group.replace("/", ".")
+            keys += [(f"{package}.{name}", literal) for name, literal, _ in option_keys(group, option)]
+    for name, literal in keys:
+        value = value_of(name, options)
+        is_wrong = isinstance(value, str | int | float) and not isinstance(value, bool)
+        # An interpolation has not been resolved yet.
+        if literal in ("true", "false") and is_wrong and "${" not in str(value):
+            raise InputError(f"{name}={value} must be true or false")
+
+
 def options_error(error: HydraException, config_name: str, arguments: Sequence[str]) -> str:
     """Say what is wrong with the options of a command, with the nearest right ones.
 
@@ -96,6 +130,8 @@ def options_error(error: HydraException, config_name: str, arguments: Sequence[s
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         names = sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
         return f"there is no {group}={option}; {_suggestion(option, names)}"
+    if match := re.search(r"In '(experiment/\w+)': Could not override '([^'@]+)@experiment", text):
+        return f"{match[1]}.yaml overrides {match[2]}; its first line must be # @package _global_"
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1].partition("@")[0].lstrip("+~")
         if re.search(rf"No match in the defaults list|{re.escape(key)}.*defaults list", text):
@@ -105,11 +141,15 @@ def options_error(error: HydraException, config_name: str, arguments: Sequence[s
     if match := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
         as_list = f"'{match[1]}=[{match[2]}]'"
         return f"{match[1]} has several values; give a list, {as_list}, or -m for a run with each"
+    if match := re.search(r"Error parsing override '([\w.]+)'", text):
+        return f"found {match[1]}, which has no value; give {match[1]}=<value>"
     return text.partition("\n")[0]
 
 
 def _suggestion(name: str, names: Iterable[str]) -> str:
     names = list(names)
+    if not names:
+        return "--help lists all options"
     close = difflib.get_close_matches(name, names, 1, 0.5)
     if not close and "." in name:  # the right key in the wrong place
         close = [other for other in names if other.rpartition(".")[2] == name.rpartition(".")[2]][:1]

@@ -5,6 +5,7 @@ Hydra reads every value as YAML would and refuses characters that its grammar la
 would read anything but the text itself.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -73,6 +74,16 @@ def gather_positional(arguments: Sequence[str], key: str) -> list[str]:
         raise InputError(f"found {values[0]} and {twice[0]}; give all as {key}=[…], or all without {key}=")
     names = [_as_text(value) for value in values]
     return [*others, f"{key}={names[0]}" if len(names) == 1 else f"{key}=[{','.join(names)}]"]
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Put Hydra's flags before the options; it refuses options on both sides of a flag."""
+    flags: list[str] = []
+    others: list[str] = []
+    for before, argument in itertools.pairwise(["", *arguments]):
+        is_flag = argument.startswith("-") or _HYDRAS_FLAGS.fullmatch(before)
+        (flags if is_flag else others).append(argument)
+    return [*flags, *others]
 
 
 def refuse_numbers(options: Any) -> None:
