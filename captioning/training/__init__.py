@@ -2,7 +2,7 @@
 
 from captioning.training.assembly import assemble
 from captioning.training.averaging import AveragedWeights
-from captioning.training.callbacks import SampleCaptions, TraceShapes, trace_shapes
+from captioning.training.callbacks import ProgressBar, SampleCaptions, TraceShapes, trace_shapes
 from captioning.training.checkpoint_io import (
     AtomicCheckpointIO,
     BestCheckpoint,
@@ -22,6 +22,7 @@ __all__ = [
     "CompareRuns",
     "EpochCheckpoint",
     "MidEpochCheckpoint",
+    "ProgressBar",
     "Run",
     "SampleCaptions",
     "TraceShapes",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from PIL import Image
 from torch import nn
 
@@ -54,6 +55,15 @@ def tolerate(part: Any, methods: Iterable[str]) -> None:
 
     for name in methods:
         setattr(part, name, guard(name, getattr(part, name)))
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's, without the logger's version, which is a folder's name here."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 class SampleCaptions(Callback):
