@@ -82,7 +82,7 @@ def test_help_shows_what_an_experiment_takes_and_sets_as_hydra_composes_it(exper
         composed = compose("train", [f"experiment={experiment}"], return_hydra_config=True)
     text = help_text("train", [f"experiment={experiment}"])
     for group, option in composed.hydra.runtime.choices.items():
-        if not group.startswith("hydra/") and "@" not in group:
+        if not group.startswith("hydra/"):
             assert f"\n{group}=…   ({option or 'none'})\n" in text
     # A name twice would show two values, of which one is wrong.
     listed = re.findall(r"^  ([\w.]+)=(.*?)(?:  .*)?$", text, re.MULTILINE)
@@ -145,6 +145,7 @@ def test_help_shows_what_arguments_choose_beside_an_experiment(tmp_path: Path) -
         ("experiment=flickr", "there is no experiment=flickr; did you mean flickr8k?"),
         ("logger=null", "a group of options is given null; ~<group> leaves it out, as in ~logger"),
         ("optimiser.lr=1", "there is no optimiser.lr; did you mean optimizer.lr?"),
+        ("encoder=raw", "there is no encoder; did you mean encoder@model.encoder?"),
         ("seed=1,2", "seed has several values; give a list, 'seed=[1,2]', or -m for a run with each"),
         ("--config-dir=OWN experiment=broken", "OWN/experiment/broken.yaml, line 3: expected ',' or ']', but got"),
         ("experiment=lost --config-dir OWN data=toy", "experiment/lost.yaml overrides model; its first line must be"),

@@ -86,6 +86,13 @@ class TestResultFiles:
         found = [entry["image_id"] for entry in json.loads(results_json(dict.fromkeys(ids, "a dog")))]
         assert found == [1, -7, *ids[2:]]
 
+    def test_ids_without_the_suffix_of_the_references_are_named_as_such(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, results_json({"b": "a dog"}))
+        with pytest.raises(
+            InputError, match=r"1 image ids without the suffix that the references' have \('b'\)"
+        ):
+            read_results(path, ["b.jpg"])
+
     def test_captions_come_in_the_order_of_the_references(self, tmp_path: Path) -> None:
         path = self.write(tmp_path, results_json(dict(reversed(GOOD.items()))))
         assert list(read_results(path, REFERENCES.keys())) == list(REFERENCES)

@@ -55,9 +55,12 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
         packages = tuple(f"{group.replace('/', '.')}." for group in groups)
         keys += _added(composed.values, "", keys, packages)
     lines += ["Options (key=value):", *_keys(_current(keys, composed.values)), ""]
-    for group in [*groups, "hydra/sweeper", "hydra/launcher"] if "trainer" in groups else groups:
+    inside = [name for name in composed.choices if "@" in name] if "model" in groups else []
+    sweeps = ["hydra/sweeper", "hydra/launcher"] if "trainer" in groups else []
+    for group in [*groups, *inside, *sweeps]:
         lines += [f"{group}=…   ({', '.join(composed.choices.get(group, [])) or 'none'})"]
-        for path in (path for folder in folders for path in sorted((folder / group).glob("[!_]*.yaml"))):
+        places = [folder / group.partition("@")[0] for folder in folders]
+        for path in (path for place in places for path in sorted(place.glob("[!_]*.yaml"))):
             lines.append(_entry(f"  {path.stem}", _first_sentence(read_option(path).comment)))
         lines.append("")
     for group in groups:

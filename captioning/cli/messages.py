@@ -136,6 +136,8 @@ def options_error(error: HydraException, config_name: str, arguments: Sequence[s
         key = match[1].partition("@")[0].lstrip("+~")
         if re.search(rf"No match in the defaults list|{re.escape(key)}.*defaults list", text):
             return f"this command takes no {key}=; {_suggestion(key, command_groups(config_name))}"
+        if inside := [name for name in _choices(config_name) if name.startswith(f"{key}@")]:
+            return f"there is no {key}; did you mean {inside[0]}?"
         known = _known_keys(config_name, [argument for argument in arguments if _key_of(argument) != key])
         return f"there is no {key}; {_suggestion(key, known)}"
     if match := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
@@ -167,6 +169,13 @@ def _known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
     groups = [argument for argument in arguments if (CONF / _key_of(argument)).is_dir()]
     try:
         return list(_dotted(compose_arguments(config_name, groups).values))
+    except HydraException:
+        return []
+
+
+def _choices(config_name: str) -> Iterable[str]:
+    try:
+        return compose_arguments(config_name, []).choices
     except HydraException:
         return []
 

@@ -19,8 +19,8 @@ def read_text(file: str | Path) -> str:
         return Path(file).read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise InputError(
-            f"there is no annotation file {name}; set CAPTIONING_DATA to the folder of the data sets, or the "
-            "data.reader.* options to where yours is"
+            f"there is no annotation file {name}; set the data.reader.* options to where yours is, or "
+            "CAPTIONING_DATA to the folder of the data sets"
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{name} is not UTF-8 text ({error}); save it as UTF-8") from error

@@ -11,6 +11,7 @@ from typing import Any
 
 from captioning.errors import InputError
 from captioning.evaluation.references import References
+from captioning.files import IMAGE_SUFFIXES
 
 _MAX_SHOWN = 3  # offenders of each kind that a message names
 _EMPTY = "empty captions"
@@ -113,6 +114,8 @@ def _check(
         return image_id, "image ids that are neither an integer nor text"
     image_id = str(image_id)
     if image_id not in known:
+        if any(f"{image_id}{suffix}" in known for suffix in IMAGE_SUFFIXES):
+            return image_id, "image ids without the suffix that the references' have"
         return image_id, "image ids that are unknown to the references"
     if image_id in captions:
         return image_id, "further captions of images that have one"
