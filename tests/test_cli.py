@@ -177,6 +177,14 @@ def test_flags_may_stand_between_options(tmp_path: Path) -> None:
     ]
 
 
+def test_help_beside_a_folder_that_looks_like_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lr=0.1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "captioning compare" in help_text("compare", ["lr=0.1", "--help"])
+
+
 def test_one_config_of_several_runs_is_refused() -> None:
     found = refused_by_hydra(ValueError("Only one of --run, --multirun, --cfg, --info can be specified"))
     assert str(found) == "--cfg prints one config and -m runs several; give one of the two"

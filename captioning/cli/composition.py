@@ -44,7 +44,9 @@ def compose_arguments(config_name: str, arguments: Sequence[str]) -> Composed:
         InputError: a group that is given null, or see `own_configs`.
     """
     prefer_own_options()
-    given = [one for one in arguments if one.startswith("~") or ("=" in one and not one.startswith("-"))]
+    # A folder of a run may be named after its options: lr=0.1.
+    given = [one for one in arguments if ("=" in one or one[:1] == "~") and not Path(one).exists()]
+    given = [one for one in given if not one.startswith("-")]
     overrides = OverridesParser.create().parse_overrides(keep_names(given))
     lines = [str(override.input_line) for override in overrides]
     if {"-m", "--multirun"} & {*arguments}:
