@@ -114,6 +114,14 @@ BETTER = {
     "c3_ud1": "the same, seed 1",
     "c3_ud2": "the same, seed 2",
     "c3_ens3": "ensemble of these three",
+    "c1_ud0": "Up-Down, one backbone, average, the same photographs",
+    "c3_sat0": "Show-Attend-Tell, three backbones, average",
+    "c3_t0": "Transformer, three backbones, average",
+    "c3_ens4": "ensemble: Up-Down twice, Transformer, Show-Attend-Tell, three backbones",
+    "c3_us0": "self-critical: Up-Down, three backbones, seed 0",
+    "c3_us1": "the same, seed 1",
+    "c3_ens2s": "ensemble of these two",
+    "c3_ens4m": "ensemble: these two, Transformer and Show-Attend-Tell by cross-entropy",
     "c_ens3": "ensemble: Up-Down, three seeds",
     "c_ens4": "ensemble: Up-Down twice, Transformer, Show-Attend-Tell",
     "c_ens4k": "ensemble: four families",
@@ -260,7 +268,7 @@ display(Markdown(table(COMPLETE, "beam5")))
 display(Markdown(table(BETTER, "beam5")))
 
 # %% [markdown]
-# Three seeds against three, over seeds and images (the Transformers without sentences and average are of another commit and GPU):
+# Three seeds against three (two where the row says so), over seeds and images (the Transformers without sentences and average are of another commit and GPU):
 
 # %%
 SEEDS = {
@@ -273,6 +281,7 @@ SEEDS = {
     "compare_c3_ud_updown": "Up-Down: three backbones and average over one backbone",
     "compare_c3_ud_ute": "Up-Down: three backbones and average over one with sentences and average",
     "compare_c_us_ute": "Up-Down: self-critical over cross-entropy",
+    "compare_c3_us_ud": "Up-Down on three backbones: self-critical over cross-entropy, two seeds each",
 }
 
 
@@ -287,7 +296,7 @@ def differences(labels: dict[str, str], tell: Callable[[dict], str]) -> str:
 display(Markdown(differences(SEEDS, lambda test: "{difference:+.1f} [{low:.1f}, {high:.1f}]".format(**test))))
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5))
+figure, (left, right) = plt.subplots(1, 2, figsize=(16, 5))
 for place, name in enumerate(
     (
         "mean0",
@@ -304,6 +313,11 @@ for place, name in enumerate(
         "c_tte0",
         "c_ste0",
         "c_mte0",
+        "c1_ud0",
+        "c3_ud0",
+        "c3_sat0",
+        "c3_t0",
+        "c3_us0",
     )
 ):
     run = runs[name]
@@ -312,7 +326,7 @@ for place, name in enumerate(
         panel.plot(range(1, len(run[key]) + 1), run[key], style, marker=".", label=(COMPLETE | BETTER)[name])
 left.set(xlabel="epoch", ylabel="dev, nats a word")
 right.set(xlabel="epoch", ylabel="dev, CIDEr-D, greedy")
-right.legend(fontsize=7)
+right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 figure.tight_layout()
 
 # %% [markdown]
