@@ -9,7 +9,9 @@ from captioning.cli import as_list, command, quick_help
 
 quick_help(__name__, "evaluate")  # before the imports that take seconds
 
+import logging
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,18 +24,25 @@ from rich.progress import track
 from captioning.evaluation import (
     Evaluation,
     GivenData,
+    References,
     caption_split,
     check_options,
     compared_files,
     datamodule_of,
+    print_table,
     read_references,
     read_systems,
     references_of,
-    score_and_report,
+    score,
     write_captions,
+    write_page,
+    write_report,
 )
+from captioning.evaluation.tables import Table
 from captioning.predictor import load_members
 from captioning.training.assembly import build_decoder, data_options, own_options, plain
+
+log = logging.getLogger(__name__)
 
 
 @command("evaluate")
@@ -69,21 +78,41 @@ def main(config: DictConfig) -> list[Evaluation]:
         systems = {str(config.checkpoint): {key: found.captions[key] for key in references.records}}
         milliseconds = round(found.milliseconds_per_image, 3)
         details = {"decoding": plain(config.decoding), "milliseconds_per_image": milliseconds}
-    with_page = options["compare"] and config.page_images
-    evaluations = score_and_report(
-        config.output_dir,
-        systems,
-        references,
-        metrics=as_list(config.metrics),
-        page={"metric": config.page_metric, "limit": config.page_images} if with_page else None,
-        num_first=len(sides[0]) if options["compare"] and len(files) > 2 else None,
-        seed=config.seed,
-        resamples=config.resamples,
-        options=options,
-        details=details,
-    )
+    num_first = len(sides[0]) if options["compare"] and len(files) > 2 else None
+    resampling: dict[str, Any] = {"seed": config.seed, "resamples": config.resamples}
+    evaluations = _score(systems, references, as_list(config.metrics), **resampling)
+    kept: dict[str, Any] = {"num_first": num_first, "options": options, "details": details}
+    tables = write_report(config.output_dir, evaluations, references, **kept, **resampling)
+    _show(tables, evaluations, references)
+    if options["compare"] and config.page_images:
+        page: dict[str, Any] = {"metric": config.page_metric, "limit": config.page_images}
+        pair = [evaluations[0], evaluations[num_first or 1]]
+        write_page(config.output_dir, pair, references, tables, several_runs=num_first is not None, **page)
+    log.info("everything is in %s", config.output_dir)
     _exit_if_unavailable(evaluations)
     return evaluations
+
+
+def _score(
+    systems: Mapping[str, dict[str, str]], references: References, metrics: Sequence[str], **resampling: int
+) -> list[Evaluation]:
+    options: dict[str, Any] = {
+        "metrics": metrics,
+        "training": [text for texts in references.training for text in texts],
+        "frequencies": references.frequencies,
+        "tokens": references.tokens,
+        **resampling,
+    }
+    return [score(texts, references.captions, name=name, **options) for name, texts in systems.items()]
+
+
+def _show(tables: Sequence[Table], evaluations: Sequence[Evaluation], references: References) -> None:
+    for table in tables:
+        print_table(table)
+    if not references.tokens.is_english:
+        log.info("scores are over %s, and compare only with others over the same", references.tokens)
+    if references.frequencies and "cider_d" in evaluations[0].scores:
+        log.info("CIDEr-D weighs n-grams by their frequencies in %s", references.frequencies.source)
 
 
 def _exit_if_unavailable(evaluations: list[Evaluation]) -> None:

@@ -25,7 +25,7 @@ from captioning.evaluation.captions import SplitCaptions, caption_split, write_c
 from captioning.evaluation.comparison import write_page
 from captioning.evaluation.options import check_options, compared_files
 from captioning.evaluation.references import References
-from captioning.evaluation.report import print_table, score_and_report, write_report
+from captioning.evaluation.report import print_table, write_report
 from captioning.evaluation.results import read_results, read_systems, results_json
 from captioning.evaluation.scoring import Evaluation, compare, score
 from captioning.evaluation.sources import GivenData, datamodule_of, read_references, references_of
@@ -56,7 +56,6 @@ __all__ = [
     "results_json",
     "save",
     "score",
-    "score_and_report",
     "write_captions",
     "write_page",
     "write_report",

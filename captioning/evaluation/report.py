@@ -1,7 +1,6 @@
 """What an evaluation leaves behind: `scores.json`, `images.csv`, and tables for the terminal."""
 
 import json
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +10,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from captioning.evaluation.comparison import write_page
 from captioning.evaluation.references import References
-from captioning.evaluation.scoring import Evaluation, compare, compare_settings, percent, score, to_json
+from captioning.evaluation.scoring import Evaluation, compare, compare_settings, percent, to_json
 from captioning.evaluation.tables import (
     Table,
     diversity_table,
@@ -23,52 +21,6 @@ from captioning.evaluation.tables import (
     settings_score_table,
 )
 from captioning.files import short_commit, write_text
-
-log = logging.getLogger(__name__)
-
-
-def score_and_report(
-    folder: str | Path,
-    systems: Mapping[str, Mapping[str, str]],
-    references: References,
-    *,
-    metrics: Sequence[str],
-    page: Mapping[str, Any] | None = None,
-    num_first: int | None = None,
-    seed: int = 0,
-    resamples: int = 1000,
-    options: Mapping[str, Any] | None = None,
-    details: Mapping[str, Any] | None = None,
-) -> list[Evaluation]:
-    """Score systems, print their tables, and write all that an evaluation leaves; called by commands only.
-
-    Args:
-        folder: where it goes.
-        systems: captions by image id, by name.
-        references: what they are scored against.
-        metrics: names of `captioning.metrics.METRICS`.
-        page: options of `write_page`, for a page of two systems, or of the first run of each setting.
-        num_first: see `write_report`.
-        seed: of resampling.
-        resamples: of resampling.
-        options: of the command, to be kept in `scores.json`.
-        details: further entries of `scores.json`.
-    """
-    resampling: dict[str, Any] = {"seed": seed, "resamples": resamples}
-    evaluations = _score(systems, references, metrics, **resampling)
-    content: dict[str, Any] = {"num_first": num_first, "options": options, "details": details}
-    tables = write_report(folder, evaluations, references, **content, **resampling)
-    for table in tables:
-        print_table(table)
-    if not references.tokens.is_english:
-        log.info("scores are over %s, and compare only with others over the same", references.tokens)
-    if references.frequencies and "cider_d" in evaluations[0].scores:
-        log.info("CIDEr-D weighs n-grams by their frequencies in %s", references.frequencies.source)
-    if page:
-        pair = [evaluations[0], evaluations[num_first or 1]]
-        write_page(folder, pair, references, tables, several_runs=num_first is not None, **page)
-    log.info("everything is in %s", folder)
-    return evaluations
 
 
 def write_report(
@@ -119,31 +71,6 @@ def write_report(
     if evaluations[0].lengths:  # none where no metric could be computed
         tables.append(length_table(evaluations))
     return tables
-
-
-def _score(
-    systems: Mapping[str, Mapping[str, str]],
-    references: References,
-    metrics: Sequence[str],
-    *,
-    seed: int,
-    resamples: int,
-) -> list[Evaluation]:
-    training = [text for texts in references.training for text in texts]
-    return [
-        score(
-            captions,
-            references.captions,
-            name=name,
-            metrics=metrics,
-            training=training,
-            frequencies=references.frequencies,
-            tokens=references.tokens,
-            seed=seed,
-            resamples=resamples,
-        )
-        for name, captions in systems.items()
-    ]
 
 
 def _test(
