@@ -38,7 +38,7 @@ from captioning.features import CacheWriter, FeatureCache, Shard
 from captioning.features.cache import Row
 from captioning.files import short_commit, write_text
 from captioning.metrics import PENN_TREEBANK, MetricUnavailable, Score, score_all, scored_tokens
-from captioning.metrics.statistics import mean_statistics, randomization_test
+from captioning.metrics.statistics import Difference, mean_statistics, randomization_test
 from captioning.tokenizers import Characters
 from captioning.training.assembly import build_data, build_module, own_options
 from tests.conftest import compose_config
@@ -225,6 +225,14 @@ class TestScores:
         one = evaluated(GOOD, metrics=("rouge_l",))
         [row] = score_table([one, one], {"rouge_l": test}).rows
         assert row[-2:] == ["–", "–"]
+
+    @pytest.mark.parametrize(
+        ("p_value", "shown"), [(1 / 1001, "<0.001"), (2 / 1001, "0.002"), (1.0, "1.000")]
+    )
+    def test_no_p_value_is_shown_as_zero_or_above_itself(self, p_value: float, shown: str) -> None:
+        one = evaluated(GOOD, metrics=("rouge_l",))
+        [row] = score_table([one, one], {"rouge_l": Difference(0.1, p_value)}).rows
+        assert row[-2:] == ["+10.0", shown]
 
     def test_a_metric_without_a_value_has_dashes_in_the_table_of_several_runs(self) -> None:
         nan = mean_statistics(NAN_SCORE.per_image)

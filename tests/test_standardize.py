@@ -78,7 +78,7 @@ def test_the_statistics_are_those_of_the_training_split_and_come_back_with_the_c
     run.fit()
     regions = toy_data.cache.read([record.image_id for record in toy_data.split("train")]).astype(np.float64)
     part = checkpoint.load(folder).model.encoder.standardize
-    np.testing.assert_allclose(part.mean, regions.mean((0, 1)), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(part.mean.numpy(), regions.mean((0, 1)), rtol=1e-4, atol=1e-6)
     live = regions.std((0, 1)) > 0
     assert live.any()
-    np.testing.assert_allclose(part.scale[live] * regions.std((0, 1))[live], 1, rtol=1e-3)
+    np.testing.assert_allclose(part.scale.numpy()[live] * regions.std((0, 1))[live], 1, rtol=1e-3)

@@ -18,7 +18,7 @@ import numpy as np
 from captioning.evaluation.comparison import fill_page, table_html
 from captioning.evaluation.curves import curves_figure
 from captioning.evaluation.runs import TrainingRun, describe_runs, read_runs
-from captioning.evaluation.tables import Table
+from captioning.evaluation.tables import Table, p_cell
 from captioning.evaluation.visualise import close, save
 from captioning.files import write_text
 from captioning.metrics.seeds import mean_interval, settings_test
@@ -163,7 +163,7 @@ def _differences_tables(settings: Sequence[Setting]) -> list[Table]:
         ]
         test = settings_test(sides[0], sides[1])
         cell = f"{test.difference:+.1f} [{test.low:+.1f}, {test.high:+.1f}]"
-        rows.append([name, cell, f"{min(1.0, test.p_value * pairs):.3f}"])
+        rows.append([name, cell, p_cell(min(1.0, test.p_value * pairs))])
     note = (
         f"[95 % interval] and p: over other seeds and other images together ({len(images)} validation "
         f"images); p times the {pairs} pairs of settings (Bonferroni). –: one seed or image, or other images."

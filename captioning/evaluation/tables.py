@@ -80,7 +80,7 @@ def _test_cells(test: SettingsDifference | None) -> list[str]:
     if test is None or math.isnan(test.p_value):
         return ["–", "–"]
     span = f"{100 * test.difference:+.1f} [{100 * test.low:+.1f}, {100 * test.high:+.1f}]"
-    return [span, f"{test.p_value:.3f}"]
+    return [span, p_cell(test.p_value)]
 
 
 def _score_cell(score: Score | None, interval: Interval | None) -> str:
@@ -93,7 +93,12 @@ def _score_cell(score: Score | None, interval: Interval | None) -> str:
 def _difference_cells(test: Difference | None) -> list[str]:
     if test is None or math.isnan(test.p_value):
         return ["–", "–"]
-    return [f"{100 * test.difference:+.1f}", f"{test.p_value:.3f}"]
+    return [f"{100 * test.difference:+.1f}", p_cell(test.p_value)]
+
+
+def p_cell(p_value: float) -> str:
+    """Format a p-value; none is zero, which `0.000` would say."""
+    return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001"
 
 
 def diversity_table(evaluations: Sequence[Evaluation]) -> Table:
