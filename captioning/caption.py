@@ -29,7 +29,7 @@ from captioning.vocabulary import printable
 log = logging.getLogger(__name__)
 
 
-@command("caption", positional="image")
+@command("caption")
 def main(config: DictConfig) -> None:
     """Print a line for each picture; exit status 1 if one could not be read, with on_error=skip if none."""
     if config.on_error not in ("fail", "skip"):

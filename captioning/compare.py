@@ -17,7 +17,7 @@ from captioning.evaluation import print_table, write_study
 log = logging.getLogger(__name__)
 
 
-@command("compare", positional="folders")
+@command("compare")
 def main(config: DictConfig) -> None:
     folders = [config.folders] if isinstance(config.folders, str) else list(config.folders)
     for table in write_study(folders, config.output_dir):

@@ -16,7 +16,6 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from captioning.cli import progress
-from captioning.cli.composition import refused_by_hydra
 from captioning.cli.help import (
     READ,
     command_groups,
@@ -27,7 +26,6 @@ from captioning.cli.help import (
 )
 from captioning.cli.main import COMMANDS, main
 from captioning.cli.messages import input_error, refuse_fractions, refuse_missing, refuse_switches
-from captioning.cli.names import flags_first
 from captioning.errors import InputError
 from captioning.files import CONF, atomic_write
 
@@ -84,6 +82,7 @@ def test_help_shows_what_an_experiment_takes_and_sets_as_hydra_composes_it(exper
     for group, option in composed.hydra.runtime.choices.items():
         if not group.startswith("hydra/"):
             assert f"\n{group}=…   ({option or 'none'})\n" in text
+    assert not re.search(r"^  [\w.]+=$", text, re.MULTILINE)  # each has a value, or a comment
     # A name twice would show two values, of which one is wrong.
     listed = re.findall(r"^  ([\w.]+)=(.*?)(?:  .*)?$", text, re.MULTILINE)
     shown = {name: value.strip() for name, value in listed}
@@ -139,56 +138,10 @@ def test_help_shows_what_arguments_choose_beside_an_experiment(tmp_path: Path) -
     )
 
 
-@pytest.mark.parametrize(
-    ("argument", "message"),
-    [
-        ("experiment=flickr", "there is no experiment=flickr; did you mean flickr8k?"),
-        ("logger=null", "a group of options is given null; ~<group> leaves it out, as in ~logger"),
-        ("optimiser.lr=1", "there is no optimiser.lr; did you mean optimizer.lr?"),
-        ("encoder=raw", "there is no encoder; did you mean encoder@model.encoder?"),
-        ("seed=1,2", "seed has several values; give a list, 'seed=[1,2]', or -m for a run with each"),
-        ("--config-dir=OWN experiment=broken", "OWN/experiment/broken.yaml, line 3: expected ',' or ']', but got"),
-        ("experiment=lost --config-dir OWN data=toy", "experiment/lost.yaml overrides model; its first line must be"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("asked", [["--help"], ["--cfg", "job"]])
-def test_bad_arguments_end_the_help_as_they_end_the_command(
-    argument: str, message: str, asked: list[str], tmp_path: Path
-) -> None:
-    (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "broken.yaml").write_text("# @package _global_\nname: [x\n")
-    (tmp_path / "experiment" / "lost.yaml").write_text("defaults: [{override /model: transformer}]\n")
-    arguments = argument.replace("OWN", str(tmp_path)).split()
-    done = subprocess.run(
-        [sys.executable, "-m", "captioning.train", *arguments, *asked], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and done.stderr.startswith(f"error: {message.replace('OWN', str(tmp_path))}")
-    assert done.stderr.count("\n") == 1
-
-
-def test_flags_may_stand_between_options(tmp_path: Path) -> None:
-    assert flags_first(["a=1", "--cfg", "job", "b=2", "-m", "~c"]) == [
-        "--cfg",
-        "job",
-        "-m",
-        "a=1",
-        "b=2",
-        "~c",
-    ]
-
-
-def test_help_beside_a_folder_that_looks_like_an_option(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "lr=0.1").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert "captioning compare" in help_text("compare", ["lr=0.1", "--help"])
-
-
-def test_one_config_of_several_runs_is_refused() -> None:
-    found = refused_by_hydra(ValueError("Only one of --run, --multirun, --cfg, --info can be specified"))
-    assert str(found) == "--cfg prints one config and -m runs several; give one of the two"
-    assert refused_by_hydra(ValueError("another")) is None
+def test_help_shows_the_first_run_of_every_kind_of_sweep() -> None:
+    search = ["-m", "hydra/sweeper=optuna", "optimizer.lr=tag(log,interval(1e-4,2e-3))", "model=glob(up*)"]
+    text = help_text("train", search)
+    assert "\n  optimizer.lr=0.0001" in text and "\nmodel=…   (gru_attention_small)\n" in text
 
 
 def test_a_folder_of_own_options_must_be_there() -> None:
@@ -222,11 +175,6 @@ def test_an_option_that_a_class_does_not_take_is_one_sentence() -> None:
         message
         == "captioning.models.encoder.Standardize has no option droput; --help lists those that there are"
     )
-
-
-def test_a_word_without_a_value_is_named() -> None:
-    done = subprocess.run([sys.executable, "-m", "captioning.train", "seed"], capture_output=True, text=True)
-    assert done.stderr == "error: found seed, which has no value; give seed=<value>\n"
 
 
 GROUPS = sorted({path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")})
@@ -326,8 +274,10 @@ def test_an_unknown_error_of_the_file_system_keeps_its_traceback() -> None:
 
 def test_missing_options_and_fractions_are_refused() -> None:
     with pytest.raises(InputError, match="needed, and not given: data.reader.file=…"):
-        refuse_missing({"data": {"reader": {"file": "???"}}, "model": {"vocabulary_size": "???"}})
+        refuse_missing({"data": {"reader": {"file": "???"}}, "model": {"vocabulary_size": "???"}}, "train")
     with pytest.raises(InputError, match=r"features\.backbones\.model\.node=…"):
-        refuse_missing({"features": {"backbones": {"model": {"node": "???"}}}})
+        refuse_missing({"features": {"backbones": {"model": {"node": "???"}}}}, "train")
+    with pytest.raises(InputError, match="^needed, and left out: decoding=…$"):
+        refuse_missing({}, "caption")
     with pytest.raises(InputError, match="max_epochs=-1 must be a whole number from 1"):
         refuse_fractions({"seed": 0, "max_epochs": -1})

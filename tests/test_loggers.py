@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch.callbacks.progress.progress_bar import get_standard_metrics
 from PIL import Image
 
 from captioning.files import describe_commit
+from captioning.training.assembly import assemble
+from captioning.training.callbacks import ProgressBar
 from captioning.training.environment import describe_environment
 from captioning.training.samples import Sample, log_samples
+from tests.conftest import compose_config
 from tests.test_module import run
 
 HAS_WANDB = importlib.util.find_spec("wandb") is not None
@@ -33,6 +37,19 @@ def folder(toy_overrides: list[str], tmp_path_factory: pytest.TempPathFactory) -
         patch.setenv("WANDB_CONSOLE", "off")  # or W&B would go on listening to the tests after this one
         run(options, folder, "trainer.max_epochs=2", "scheduler=warmup_cosine")
     return folder
+
+
+def test_a_run_needs_no_logger_and_the_progress_bar_shows_no_version(
+    toy_overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = [*toy_overrides, "trainer.limit_train_batches=1"]
+    run(options, tmp_path / "a", "logger=[]")
+    assert (tmp_path / "a" / "checkpoints" / "last.ckpt").is_file() and "failed" not in caplog.text
+    job = assemble(compose_config("train", *options, f"output_dir={tmp_path / 'b'}", "logger=tensorboard"))
+    trainer = job.trainer
+    job.fit()
+    shown = ProgressBar().get_metrics(trainer, trainer.lightning_module)
+    assert shown and "v_num" in get_standard_metrics(trainer) and "v_num" not in shown
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -23,9 +23,13 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from captioning.cli.composition import prefer_own_options, refused_by_hydra
+from captioning.cli.composition import (
+    composing_error,
+    prefer_own_options,
+    refuse_unplaced,
+    refused_by_hydra,
+)
 from captioning.cli.help import help_text
 from captioning.cli.messages import (
     input_error,
@@ -34,7 +38,7 @@ from captioning.cli.messages import (
     refuse_missing,
     refuse_switches,
 )
-from captioning.cli.names import flags_first, gather_positional, keep_names, refuse_numbers
+from captioning.cli.names import arguments_for_hydra, refuse_numbers
 from captioning.errors import InputError
 from captioning.files import CONF
 from captioning.processes import from_first
@@ -56,15 +60,8 @@ _IGNORED_WARNINGS = (
 )
 
 
-def command(
-    config_name: str, positional: str | None = None
-) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
-    """Make a function of a composed config the command that `conf/<config_name>.yaml` configures.
-
-    Args:
-        config_name: of the command.
-        positional: the option that takes the arguments without a key; None where there are none.
-    """
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], Any]]:
+    """Make a function of a composed config the command that `conf/<config_name>.yaml` configures."""
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], Any]:
         guarded = functools.wraps(main)(functools.partial(_guarded, main))
@@ -78,17 +75,21 @@ def command(
             # Hydra then raises what is wrong with the options instead of printing it in its own words.
             os.environ["HYDRA_FULL_ERROR"] = "1"
             _new_folder.cache_clear()
+            HydraConfig.instance().cfg = None  # until the options are composed
             prefer_own_options()
             typed = sys.argv
             try:
-                arguments = gather_positional(typed[1:], positional) if positional else typed[1:]
-                sys.argv = [typed[0], *flags_first(keep_names(arguments))]
+                flags, options = arguments_for_hydra(config_name, typed[1:])
+                sys.argv = [typed[0], *flags, *options]
                 return run()
             except HydraException as error:
                 _exit_with(options_error(error, config_name, typed[1:]))
             # Of a sweep's run, of making the run folder, of the user's own YAML, of Hydra.
-            except (ValueError, OSError, YAMLError, RuntimeError) as error:
-                if (problem := input_error(error) or refused_by_hydra(error)) is None:
+            except Exception as error:
+                problem = input_error(error) or refused_by_hydra(error)
+                if problem is None and not HydraConfig.initialized():
+                    problem = composing_error(error, typed[1:])
+                if problem is None:
                     raise
                 _exit_with(problem)
             except KeyboardInterrupt:
@@ -122,10 +123,12 @@ def _guarded(main: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     try:
         # Nothing is resolved: a config may refer to a group that this command does not use.
         options = OmegaConf.to_container(config, resolve=False)
-        refuse_missing(options)
+        name, choices = str(HydraConfig.get().job.config_name), HydraConfig.get().runtime.choices
+        refuse_unplaced(options, choices)
+        refuse_missing(options, name)
         refuse_fractions(options)
         refuse_numbers(options)
-        refuse_switches(options, str(HydraConfig.get().job.config_name), HydraConfig.get().runtime.choices)
+        refuse_switches(options, name, choices)
         return main(config)
     except (InputError, InstantiationException, OmegaConfBaseException, OSError) as error:
         message = input_error(error)
@@ -159,13 +162,13 @@ def quick_help(module: str, config_name: str) -> None:
 
 
 def print_help(config_name: str, arguments: Sequence[str]) -> None:
-    """Print the help of a command with these arguments; bad ones end it as they end the command."""
+    """Print the help of a command with these arguments; bad options end it as they end the command."""
     try:
         print(help_text(config_name, arguments))
     except HydraException as error:
         _exit_with(options_error(error, config_name, arguments))
-    except (InputError, YAMLError) as error:
-        _exit_with(input_error(error))
+    except InputError as error:
+        _exit_with(error)
 
 
 def _exit_on_signal(number: int, frame: Any) -> None:

@@ -9,11 +9,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from yaml import MarkedYAMLError
+from yaml.reader import ReaderError
 
-from captioning.cli.names import keep_names
+from captioning.cli.names import arguments_for_hydra, as_text
 from captioning.errors import InputError
 from captioning.files import CONF
 
@@ -41,24 +44,24 @@ def compose_arguments(config_name: str, arguments: Sequence[str]) -> Composed:
 
     Raises:
         HydraException: an argument that Hydra refuses.
-        InputError: a group that is given null, or see `own_configs`.
+        InputError: anything else that keeps Hydra from composing them.
     """
     prefer_own_options()
-    # A folder of a run may be named after its options: lr=0.1.
-    given = [one for one in arguments if ("=" in one or one[:1] == "~") and not Path(one).exists()]
-    given = [one for one in given if not one.startswith("-")]
-    overrides = OverridesParser.create().parse_overrides(keep_names(given))
+    _, options = arguments_for_hydra(config_name, arguments)
+    overrides = OverridesParser.create().parse_overrides(options)
     lines = [str(override.input_line) for override in overrides]
     if {"-m", "--multirun"} & {*arguments}:
-        lines = [_first(override) for override in overrides]
+        lines = [line for override in overrides if (line := _first(override))]
     if folder := own_configs(arguments):
-        lines.append(f"hydra.searchpath=['{folder}']")
+        lines.append(f"hydra.searchpath=[{as_text(str(folder))}]")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose(config_name, lines, return_hydra_config=True)
-    except ValueError as error:
-        raise refused_by_hydra(error) or error from error
+    except HydraException:
+        raise
+    except Exception as error:
+        raise composing_error(error, arguments) from error
     chosen = config.hydra.runtime.choices.items()
     choices = {group: [] if option is None else [option] for group, option in chosen}
     # Hydra keeps no record of several options of one group.
@@ -66,6 +69,7 @@ def compose_arguments(config_name: str, arguments: Sequence[str]) -> Composed:
     choices |= {group: options for group, options in lists.items() if isinstance(options, list)}
     values: Any = OmegaConf.to_container(config, resolve=False)
     del values["hydra"]
+    refuse_unplaced(values, choices)
     return Composed(choices, values)
 
 
@@ -83,23 +87,74 @@ def own_configs(arguments: Sequence[str]) -> Path | None:
     return Path(folder).absolute()
 
 
-def _first(override: Override) -> str:
+def _first(override: Override) -> str | None:
+    """Write what an option is in a sweep's first run; None where only the sweep itself finds that out."""
     if not override.is_sweep_override():
         return str(override.input_line)
-    value = next(iter(override.sweep_string_iterator()), "")
+    sweep = override.value()
+    if isinstance(sweep, Glob):
+        return None
+    value = sweep.start if isinstance(sweep, IntervalSweep) else next(override.sweep_string_iterator(), "")
     return f"{override.get_key_element()}={value}"
 
 
+def refuse_unplaced(values: Any, choices: Any) -> None:
+    """Refuse an experiment that stands below its own name instead of at the top: it would change nothing.
+
+    Args:
+        values: the composed config.
+        choices: the options of each group.
+
+    Raises:
+        InputError: names its file.
+    """
+    if "experiment" in values:
+        chosen = choices.get("experiment") or "…"
+        name = chosen if isinstance(chosen, str) else ", ".join(chosen)
+        raise InputError(
+            f"experiment/{name}.yaml: nothing reads what it sets; its first line must be # @package _global_"
+        )
+
+
 def refused_by_hydra(error: Exception) -> InputError | None:
-    """Convert what Hydra raises in types of Python; None for any other error."""
-    if "Config group override must be" in str(error):
-        return InputError("a group of options is given null; ~<group> leaves it out, as in ~logger")
-    if "Only one of --run, --multirun, --cfg" in str(error):
+    """Convert what Hydra raises in types of Python and of the YAML reader; None for any other error."""
+    text = str(error)
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
+        return InputError(f"{mark.name}, line {mark.line + 1}: {error.problem}; it is not valid YAML")
+    if isinstance(error, ReaderError):
+        return InputError(f"{error.name}, character {error.position}: {error.reason}; it is not valid YAML")
+    if "Config group override must be" in text:
+        needed = "the name of an option, such as scheduler=none; no logger is logger=[]"
+        return InputError(f"a group of options is given something else than a name; give {needed}")
+    if "Only one of --run, --multirun, --cfg" in text:
         return InputError("--cfg prints one config and -m runs several; give one of the two")
-    if "Unknown plugin class" in str(error):
-        name = str(error).rpartition(".")[2].strip(" '")
+    if "Unknown plugin class" in text:
+        name = text.rpartition(".")[2].strip(" '")
         return InputError(f"{name} is not installed; pip install 'captioning[sweep]'")
     return None
+
+
+def composing_error(error: Exception, arguments: Sequence[str]) -> InputError:
+    """Convert anything that keeps Hydra from composing the options: it is they that are wrong.
+
+    Args:
+        error: what was raised.
+        arguments: of the command line.
+    """
+    if isinstance(error, UnicodeDecodeError):
+        files = [str(path) for path in (own_configs(arguments) or CONF).rglob("*.yaml") if not _is_utf8(path)]
+        return InputError(f"{', '.join(files) or 'a file of options'}: found no UTF-8; save it as UTF-8")
+    reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+    general = f"these options can't be composed ({reason}); HYDRA_FULL_ERROR=1 shows the traceback"
+    return refused_by_hydra(error) or InputError(general)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def prefer_own_options() -> None:

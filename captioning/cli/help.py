@@ -4,6 +4,7 @@ Comments come from the YAML files, read as text, and values from what Hydra comp
 neither can differ from a run.
 """
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
 
     Raises:
         HydraException: an argument that Hydra refuses.
-        InputError: see `compose_arguments`.
+        InputError: anything else that keeps Hydra from composing them.
     """
     root = read_option(CONF / f"{config_name}.yaml")
     composed = compose_arguments(config_name, arguments)
@@ -61,7 +62,7 @@ def help_text(config_name: str, arguments: Sequence[str] = ()) -> str:
         lines += [f"{group}=…   ({', '.join(composed.choices.get(group, [])) or 'none'})"]
         places = [folder / group.partition("@")[0] for folder in folders]
         for path in (path for place in places for path in sorted(place.glob("[!_]*.yaml"))):
-            lines.append(_entry(f"  {path.stem}", _first_sentence(read_option(path).comment)))
+            lines.append(_entry(f"  {path.stem}", _first_sentence(opening_comment(path))))
         lines.append("")
     for group in groups:
         if found := _chosen_keys(group, composed, groups):
@@ -196,17 +197,17 @@ def _inner_groups(group: str, option: str | None) -> dict[str, str | None]:
 
 
 def read_option(path: Path) -> Option:
-    """Read a YAML file's opening comment, defaults and keys."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    comment: list[str] = []
-    for line in lines:
-        if line.startswith("# @package"):
-            continue
-        if not line.startswith("#"):
-            break
-        comment.append(line.removeprefix("#").removeprefix(" "))
-    content = yaml.safe_load("\n".join(lines)) or {}
-    return Option(comment, content.get("defaults", []), _read_keys(lines))
+    """Read the opening comment, defaults and keys of a YAML file of ours."""
+    text = path.read_text(encoding="utf-8")
+    content = yaml.safe_load(text) or {}
+    return Option(opening_comment(path), content.get("defaults", []), _read_keys(text.splitlines()))
+
+
+def opening_comment(path: Path) -> list[str]:
+    """Read the lines of a file's opening comment; the rest of it need not be YAML, nor UTF-8."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return [line.removeprefix("#").removeprefix(" ") for line in comment if not line.startswith("# @package")]
 
 
 def _read_keys(lines: list[str]) -> list[tuple[str, str, str]]:

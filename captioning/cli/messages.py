@@ -4,14 +4,20 @@ import difflib
 import errno
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf.errors import OmegaConfBaseException
-from yaml import MarkedYAMLError
 
-from captioning.cli.composition import compose_arguments
-from captioning.cli.help import command_groups, command_keys, option_keys, value_of
+from captioning.cli.composition import Composed, compose_arguments, own_configs
+from captioning.cli.help import command_groups, command_keys, option_keys, read_groups, value_of
+from captioning.cli.names import arguments_for_hydra
 from captioning.errors import InputError
 from captioning.files import CONF, PARTIAL
 
@@ -27,6 +33,14 @@ _REMEDIES = {  # what the file system answers, and what the user can do about it
     errno.EEXIST: "a file stands where a folder is needed; give another name",
     errno.EIO: "the disk gives an input/output error; check it, then run the command again",
 }
+_QUOTED = "'image=\"photo (1).jpg\"'"
+_ANSWERS = {  # of Hydra, by a pattern of its own words, whose groups fill the braces
+    r"In '(experiment/[^']+)': Could not override '([^'@]+)@experiment": (
+        "{0}.yaml overrides {1}; its first line must be # @package _global_"
+    ),
+    r"Multiple values for (\S+)\. To override": "{0} has an option already; exchange it by {0}=… without +",
+    r"does not support sweep type": "give values, as in a,b,c; intervals are for hydra/sweeper=optuna",
+}
 
 
 def input_error(error: Exception) -> InputError | None:
@@ -38,9 +52,6 @@ def input_error(error: Exception) -> InputError | None:
         # The file that the user knows, not the temporary one of `atomic_write`.
         name = re.sub(rf"\.[0-9a-f]{{8}}{re.escape(PARTIAL)}$", "", str(error.filename or error))
         return InputError(f"{name}: {remedy}") if remedy else None
-    if isinstance(error, MarkedYAMLError) and error.problem_mark:
-        mark = error.problem_mark
-        return InputError(f"{mark.name}, line {mark.line + 1}: {error.problem}; it is not valid YAML")
     if isinstance(error, InstantiationException):  # Hydra wraps what a constructor raises
         cause = error.__cause__
         if isinstance(cause, InputError):
@@ -60,14 +71,22 @@ def input_error(error: Exception) -> InputError | None:
     return None
 
 
-def refuse_missing(options: Any) -> None:
-    """Refuse options that leave to the user what the user has not given.
+def refuse_missing(options: Any, config_name: str) -> None:
+    """Refuse options that leave to the user what the user has not given, or that lack what a command reads.
+
+    Args:
+        options: the composed config as plain values.
+        config_name: of the command.
 
     Raises:
         InputError: names them.
     """
     if missing := list(_missing(options)):
         raise InputError(f"needed, and not given: {', '.join(f'{name}=…' for name in missing)}")
+    # A run may have no logger, and an experiment is part of the other groups.
+    needed = [group for group, option in read_groups(config_name).items() if option and "/" not in group]
+    if absent := [group for group in needed if group not in {*options, "experiment", "logger"}]:
+        raise InputError(f"needed, and left out: {', '.join(f'{name}=…' for name in absent)}")
 
 
 def _missing(node: Any, name: str = "") -> Iterator[str]:
@@ -127,57 +146,87 @@ def options_error(error: HydraException, config_name: str, arguments: Sequence[s
     """
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
-        names = sorted(path.stem for path in (CONF / group).glob("[!_]*.yaml"))
-        return f"there is no {group}={option}; {_suggestion(option, names)}"
-    if match := re.search(r"In '(experiment/\w+)': Could not override '([^'@]+)@experiment", text):
-        return f"{match[1]}.yaml overrides {match[2]}; its first line must be # @package _global_"
-    if match := re.search(r"Could not override '([^']+)'", text):
-        key = match[1].partition("@")[0].lstrip("+~")
-        if re.search(rf"No match in the defaults list|{re.escape(key)}.*defaults list", text):
-            return f"this command takes no {key}=; {_suggestion(key, command_groups(config_name))}"
-        if inside := [name for name in _choices(config_name) if name.startswith(f"{key}@")]:
-            return f"there is no {key}; did you mean {inside[0]}?"
-        known = _known_keys(config_name, [argument for argument in arguments if _key_of(argument) != key])
-        return f"there is no {key}; {_suggestion(key, known)}"
+        return _no_option(str(error.missing_cfg_file), arguments)
+    if isinstance(error, OverrideParseException):
+        if not set("=~") & set(error.override):
+            return f"found {error.override}, which has no value; give {error.override}=<value>"
+        return (
+            f"Hydra can't read {error.override}; close its brackets and quotes, or quote its value: {_QUOTED}"
+        )
+    for pattern, answer in _ANSWERS.items():
+        if match := re.search(pattern, text):
+            return answer.format(*match.groups())
+    if match := re.search(r"Could not override '([^']*)'", text):
+        in_defaults = re.search(r"No match in the defaults list|defaults list\.?$", text.partition("\n")[0])
+        return _no_key(match[1].lstrip("+~"), bool(in_defaults), config_name, arguments)
     if match := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
-        as_list = f"'{match[1]}=[{match[2]}]'"
-        return f"{match[1]} has several values; give a list, {as_list}, or -m for a run with each"
-    if match := re.search(r"Error parsing override '([\w.]+)'", text):
-        return f"found {match[1]}, which has no value; give {match[1]}=<value>"
+        return _several_values(match[1], match[2], config_name, arguments)
     return text.partition("\n")[0]
+
+
+def _no_option(missing: str, arguments: Sequence[str]) -> str:
+    group, _, option = missing.rpartition("/")
+    if not group:
+        return "a command has a config of its own; --config-dir=<folder> adds options to those that there are"
+    folders = [CONF, own] if (own := own_configs(arguments)) else [CONF]
+    names = sorted({path.stem for folder in folders for path in (folder / group).glob("[!_]*.yaml")})
+    return f"there is no {group}={option}; {_suggestion(option, names)}"
+
+
+def _no_key(name: str, is_group: bool, config_name: str, arguments: Sequence[str]) -> str:
+    """Say that a command has no such key, or no such group of options."""
+    if not name:
+        return "found = without a name before it; give <name>=<value>"
+    key = name.partition("@")[0]
+    groups = command_groups(config_name)
+    if is_group and name == key:
+        return f"this command takes no {key}=; {_suggestion(key, groups)}"
+    composed = _composed(config_name, arguments)
+    if inside := [choice for choice in composed.choices if choice.startswith(f"{key}@")]:
+        return f"there is no {name}; did you mean {inside[0]}?"
+    return f"there is no {name}; {_suggestion(name, [*groups, *_dotted(composed.values)])}"
+
+
+def _several_values(key: str, values: str, config_name: str, arguments: Sequence[str]) -> str:
+    composed = _composed(config_name, arguments)
+    value = value_of(key, composed.values)
+    is_group = key in composed.choices and key not in ("experiment", "logger")
+    if is_group or (isinstance(value, bool | int | float | str) and value != "???"):
+        return f"{key} has several values; -m makes a run with each"
+    return f"{key} has several values; give a list, '{key}=[{values}]', or -m for a run with each"
 
 
 def _suggestion(name: str, names: Iterable[str]) -> str:
     names = list(names)
     if not names:
         return "--help lists all options"
-    close = difflib.get_close_matches(name, names, 1, 0.5)
-    if not close and "." in name:  # the right key in the wrong place
-        close = [other for other in names if other.rpartition(".")[2] == name.rpartition(".")[2]][:1]
-    if close:
+    # The right key in the wrong place is nearer than another one that is written like it.
+    same = [other for other in names if _last_part(other) == _last_part(name)]
+    if close := difflib.get_close_matches(name, same or names, 1, 0 if same else 0.5):
         return f"did you mean {close[0]}?"
     return f"there are {', '.join(names)}" if len(names) <= 30 else "--help lists all options"
 
 
-def _key_of(argument: str) -> str:
-    return argument.partition("=")[0].lstrip("+~")
+def _last_part(name: str) -> str:
+    return re.split("[./]", name)[-1]
 
 
-def _known_keys(config_name: str, arguments: Sequence[str]) -> list[str]:
-    """List the dotted keys of a command's config, composed with those of its arguments that name groups."""
-    groups = [argument for argument in arguments if (CONF / _key_of(argument)).is_dir()]
-    try:
-        return list(_dotted(compose_arguments(config_name, groups).values))
-    except HydraException:
-        return []
+def _composed(config_name: str, arguments: Sequence[str]) -> Composed:
+    """Compose a command's config with Hydra's flags and the options that name groups, if these are sound."""
+    for given in (_flags_and_groups(config_name, arguments), []):
+        with suppress(HydraException, InputError):
+            return compose_arguments(config_name, given)
+    return Composed({}, {})
 
 
-def _choices(config_name: str) -> Iterable[str]:
-    try:
-        return compose_arguments(config_name, []).choices
-    except HydraException:
-        return []
+def _flags_and_groups(config_name: str, arguments: Sequence[str]) -> list[str]:
+    flags, options = arguments_for_hydra(config_name, arguments)
+    groups = [
+        option
+        for option in options
+        if (key := option.partition("=")[0].lstrip("+~")) and (CONF / key).is_dir()
+    ]
+    return [*flags, *groups]
 
 
 def _dotted(node: Any, prefix: str = "") -> Iterator[str]:

@@ -6,10 +6,10 @@ would read anything but the text itself.
 """
 
 import itertools
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,6 +24,7 @@ _NAMES = """
     project references results resume root save_dir save_document_frequencies scores splits start_from
     storage subdir submitit_folder tokens trust weights
 """
+POSITIONAL = {"caption": "image", "compare": "folders"}  # the option that takes a command's other arguments
 # Flags of Hydra that are followed by a value of their own.
 _HYDRAS_FLAGS = re.compile("--?(?:c|cfg|cd|config-dir|cp|config-path|cn|config-name|p|package|i|info)")
 # Last parts of keys whose values name files, runs and the like; splits.train counts by the part before.
@@ -33,6 +34,29 @@ _ELEMENT = re.compile(r"""\s*(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")\s*(?=,|$)|(
 _HYDRAS_OWN = re.compile(
     r"(?:choice|extend_list|glob|int|float|interval|range|shuffle|sort|str|tag)\(.*\)|\{.*\}"
 )
+
+
+def arguments_for_hydra(config_name: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Write the arguments of a command so that Hydra reads them as they were meant.
+
+    Args:
+        config_name: of the command.
+        arguments: of the command line, without the command.
+
+    Returns:
+        Hydra's flags, with their values, and the options; Hydra refuses options on both sides of a flag.
+
+    Raises:
+        InputError: see `gather_positional`.
+    """
+    positional = POSITIONAL.get(config_name)
+    arguments = gather_positional(arguments, positional) if positional else arguments
+    flags: list[str] = []
+    options: list[str] = []
+    for before, argument in itertools.pairwise(["", *arguments]):
+        is_flag = argument.startswith("-") or _HYDRAS_FLAGS.fullmatch(before)
+        (flags if is_flag else options).append(argument)
+    return flags, keep_names(options)
 
 
 def keep_names(arguments: Sequence[str]) -> list[str]:
@@ -65,25 +89,15 @@ def gather_positional(arguments: Sequence[str], key: str) -> list[str]:
     for argument in arguments:
         # The folder of a run may be named after its options: lr=0.1. "-" is standard input.
         is_option = argument.startswith(("-", "+", "~")) and argument != "-"
-        is_option |= "=" in argument and not Path(argument).exists()
+        is_option |= "=" in argument and not os.path.exists(argument)  # false of a name too long for a file
         (others if is_option or _HYDRAS_FLAGS.fullmatch(before) else values).append(argument)
         before = argument
     if not values:
         return others
     if twice := [argument for argument in others if argument.startswith(f"{key}=")]:
         raise InputError(f"found {values[0]} and {twice[0]}; give all as {key}=[…], or all without {key}=")
-    names = [_as_text(value) for value in values]
+    names = [as_text(value) for value in values]
     return [*others, f"{key}={names[0]}" if len(names) == 1 else f"{key}=[{','.join(names)}]"]
-
-
-def flags_first(arguments: Sequence[str]) -> list[str]:
-    """Put Hydra's flags before the options; it refuses options on both sides of a flag."""
-    flags: list[str] = []
-    others: list[str] = []
-    for before, argument in itertools.pairwise(["", *arguments]):
-        is_flag = argument.startswith("-") or _HYDRAS_FLAGS.fullmatch(before)
-        (flags if is_flag else others).append(argument)
-    return [*flags, *others]
 
 
 def refuse_numbers(options: Any) -> None:
@@ -136,10 +150,11 @@ def _quote(text: str) -> str:
         value = OverridesParser.create().parse_override(f"name={text}").value()
         if value is None or isinstance(value, str | QuotedString):
             return text
-    return _as_text(text)
+    return as_text(text)
 
 
-def _as_text(text: str) -> str:
+def as_text(text: str) -> str:
+    """Quote a text for Hydra, which then reads it as it is."""
     # A backslash is one, except before a quotation mark and at the end.
     escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text.strip())
     return f"'{escaped}'"

@@ -168,7 +168,12 @@ def build_trainer(config: DictConfig) -> Trainer:
     Raises:
         InputError: it is of fewer processes than were started, each of which would train by itself.
     """
+    loggers = list(instantiate(config.get("logger", {})).values())  # logger=[] is none
+    for logger in loggers:
+        tolerate(logger, LOGGING)
     callbacks = list(instantiate(config.trainer.callbacks))
+    if not loggers:  # this one would refuse to go on
+        callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     if averaging := instantiate(config.averaging):  # averaging=none is {}
         callbacks.append(averaging)
     if config.trace_shapes:
@@ -178,9 +183,6 @@ def build_trainer(config: DictConfig) -> Trainer:
     for callback in callbacks:
         if isinstance(callback, (LearningRateMonitor, ProgressBar, SampleCaptions, TraceShapes)):
             tolerate(callback, HOOKS)
-    loggers = list(instantiate(config.logger).values())
-    for logger in loggers:
-        tolerate(logger, LOGGING)
     trainer: Trainer = instantiate(
         config.trainer,
         logger=loggers,
