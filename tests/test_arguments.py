@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import DictConfig
 
-from captioning.cli.command import print_help
+from captioning.cli.command import command, print_help
+from captioning.cli.composition import compose_arguments
 from captioning.cli.help import help_text
 from captioning.cli.names import arguments_for_hydra
 
@@ -27,12 +29,16 @@ BAD_ARGUMENTS = [
     ("tokenizer=characters", "there is no tokenizer; did you mean data/tokenizer?"),
     ("-m model=up_down,transformer optimiser.lr=1", "there is no optimiser.lr; did you mean optimizer.lr?"),
     ("encoder=raw", "there is no encoder; did you mean encoder@model.encoder?"),
-    ("model@x=up_down", "there is no model@x; did you mean model?"),
+    ("model@model=up_down", "there is no model@model; did you mean model?"),
+    ("~logge", "there is no logge; did you mean logger?"),
+    ("~logger=wandb", "logger=wandb is not chosen, so that it can't be left out"),
+    ("data.check=1 experiment=null", "experiment=null: a group takes the name of an option"),
     ("decodin=beam", "there is no decodin; did you mean decoding?"),
     ("retrieval=most_frequent", "this command takes no retrieval=; there are data, "),
-    ("logger=null", "a group of options is given something else than a name; give the name of an option, such as"),
+    ("logger=null", "logger=null: a group takes the name of an option; logger=[] is none"),
     ("+experiment=flickr8k", "experiment has an option already; exchange it by experiment=… without +"),
     ("seed", "found seed, which has no value; give seed=<value>"),
+    ("+", "found '+', which has no value; give <name>=<value>"),
     ("=", "found = without a name before it; give <name>=<value>"),
     ("data.foo=[1,2", "Hydra can't read data.foo=[1,2; close its brackets and quotes, or quote its value:"),
     ("seed=1,2", "seed has several values; -m makes a run with each"),
@@ -43,9 +49,9 @@ BAD_ARGUMENTS = [
     ("--config-dir=OWN experiment=broken", "OWN/experiment/broken.yaml, line 3: expected ',' or ']', but got"),
     ("experiment=lost-1 --config-dir OWN data=toy", "experiment/lost-1.yaml overrides model; its first line must be"),
     ("--config-dir OWN experiment=nothing", "experiment/nothing.yaml: nothing reads what it sets; its first line"),
-    ("--config-dir OWN experiment=[toy,items]", "experiment/toy, items.yaml: nothing reads what it sets; its first"),
+    ("--config-dir OWN experiment=[toy,items]", "one of the experiments: nothing reads what it sets; its first"),
     ("--config-dir OWN experiment=control", "OWN/experiment/control.yaml, character 27: special characters"),
-    ("--config-dir OWN experiment=latin", "OWN/experiment/latin.yaml: found no UTF-8; save it as UTF-8"),
+    ("--config-dir OWN experiment=latin", "OWN/experiment/latin.yaml is not UTF-8; save it as UTF-8"),
     ("--config-dir OWN experiment=mapping", "these options can't be composed (ValueError: Invalid defaults list in"),
 ]  # fmt: skip
 
@@ -80,7 +86,8 @@ def test_bad_arguments_end_the_help_with_a_sentence(
     [
         *BAD_ARGUMENTS[::3],  # each takes seconds
         ("--cfg job -m seed=1,2", "--cfg prints one config and -m runs several; give one of the two"),
-        ("--resolve", "these options can't be composed (ValueError: The --resolve flag can only be used"),
+        ("--resolve", "--resolve is for the config that --cfg job prints; leave it out, or add --cfg job"),
+        ("-c job experiment=flickr", "there is no experiment=flickr; did you mean flickr8k?"),
         ("-m optimizer.lr=interval(0,1)", "give values, as in a,b,c; intervals are for hydra/sweeper=optuna"),
         ("--config-name other", "a command has a config of its own; --config-dir=<folder> adds options to those"),
         ("~averaging", "needed, and left out: averaging=…"),
@@ -115,3 +122,24 @@ def test_names_of_files_are_options_only_where_a_command_takes_them(
     assert "\n  seed=7 " in help_text("train", ["seed=7"])
     many = f"image=[{','.join(f'photograph_{number}.jpg' for number in range(30))}]"  # too long for a file
     assert arguments_for_hydra("caption", [many]) == ([], [many])
+
+
+@pytest.mark.parametrize("arguments", [[], ["-m", "port=1,2"]])
+@pytest.mark.parametrize("fault", [KeyError("x"), ValueError("x"), RuntimeError("CUDA error: out of memory")])
+def test_a_fault_of_the_program_keeps_its_traceback(
+    fault: Exception, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @command("app")
+    def main(config: DictConfig) -> None:
+        raise fault
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["captioning", *arguments])
+    with pytest.raises(type(fault), match=str(fault)):
+        main()
+
+
+def test_an_own_experiment_may_set_a_key_of_that_name(own_options: Path) -> None:
+    (own_options / "experiment" / "key.yaml").write_text("# @package _global_\nexperiment: pilot\n")
+    composed = compose_arguments("train", ["-cd", str(own_options), "experiment=key"])
+    assert composed.values["experiment"] == "pilot"

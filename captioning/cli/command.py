@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from captioning.cli.composition import (
-    composing_error,
+    compose_arguments,
     prefer_own_options,
     refuse_unplaced,
     refused_by_hydra,
@@ -70,25 +70,17 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
         @functools.wraps(main)
         def entry() -> Any:
             quick_help("__main__", config_name)
-            if TRACEBACKS:
-                return run()
-            # Hydra then raises what is wrong with the options instead of printing it in its own words.
-            os.environ["HYDRA_FULL_ERROR"] = "1"
             _new_folder.cache_clear()
-            HydraConfig.instance().cfg = None  # until the options are composed
             prefer_own_options()
             typed = sys.argv
+            # Hydra then raises what is wrong with the options instead of printing it in its own words.
+            os.environ["HYDRA_FULL_ERROR"] = "1"
             try:
                 flags, options = arguments_for_hydra(config_name, typed[1:])
                 sys.argv = [typed[0], *flags, *options]
                 return run()
-            except HydraException as error:
-                _exit_with(options_error(error, config_name, typed[1:]))
-            # Of a sweep's run, of making the run folder, of the user's own YAML, of Hydra.
             except Exception as error:
-                problem = input_error(error) or refused_by_hydra(error)
-                if problem is None and not HydraConfig.initialized():
-                    problem = composing_error(error, typed[1:])
+                problem = None if TRACEBACKS else _problem(error, config_name, typed[1:])
                 if problem is None:
                     raise
                 _exit_with(problem)
@@ -97,11 +89,28 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 raise SystemExit(130) from None
             finally:
                 sys.argv = typed
-                del os.environ["HYDRA_FULL_ERROR"]  # processes started later are not ours to change
+                if not TRACEBACKS:  # processes started later are not ours to change
+                    del os.environ["HYDRA_FULL_ERROR"]
 
         return entry
 
     return decorate
+
+
+def _problem(error: Exception, config_name: str, arguments: Sequence[str]) -> object:
+    """Say what the user can mend, be it of the options, of a sweep's run or of the run folder.
+
+    None is a fault of the program.
+    """
+    if isinstance(error, HydraException):
+        return options_error(error, config_name, arguments)
+    if problem := input_error(error) or refused_by_hydra(error):
+        return problem
+    try:  # whether it is the options that raise it
+        compose_arguments(config_name, arguments)
+    except (HydraException, InputError) as found:
+        return _problem(found, config_name, arguments)
+    return None
 
 
 def as_list(value: Any) -> list[Any]:
@@ -165,10 +174,10 @@ def print_help(config_name: str, arguments: Sequence[str]) -> None:
     """Print the help of a command with these arguments; bad options end it as they end the command."""
     try:
         print(help_text(config_name, arguments))
-    except HydraException as error:
-        _exit_with(options_error(error, config_name, arguments))
-    except InputError as error:
-        _exit_with(error)
+    except (HydraException, InputError) as error:
+        if TRACEBACKS:
+            raise
+        _exit_with(_problem(error, config_name, arguments))
 
 
 def _exit_on_signal(number: int, frame: Any) -> None:

@@ -1,6 +1,6 @@
 """What Hydra composes out of a command's arguments, without running the command."""
 
-import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
@@ -19,9 +19,6 @@ from yaml.reader import ReaderError
 from captioning.cli.names import arguments_for_hydra, as_text
 from captioning.errors import InputError
 from captioning.files import CONF
-
-_FLAGS = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-_FLAGS.add_argument("--config-dir", "-cd")
 
 
 class Composed(NamedTuple):
@@ -69,7 +66,7 @@ def compose_arguments(config_name: str, arguments: Sequence[str]) -> Composed:
     choices |= {group: options for group, options in lists.items() if isinstance(options, list)}
     values: Any = OmegaConf.to_container(config, resolve=False)
     del values["hydra"]
-    refuse_unplaced(values, choices)
+    refuse_unplaced(values, config.hydra.runtime.choices)
     return Composed(choices, values)
 
 
@@ -79,7 +76,11 @@ def own_configs(arguments: Sequence[str]) -> Path | None:
     Raises:
         InputError: there is no such folder.
     """
-    folder = _FLAGS.parse_known_args(list(arguments))[0].config_dir
+    folder = None
+    for argument, following in itertools.pairwise([*arguments, ""]):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            folder = value if equals else following
     if folder is None:
         return None
     if not Path(folder).is_dir():
@@ -103,17 +104,15 @@ def refuse_unplaced(values: Any, choices: Any) -> None:
 
     Args:
         values: the composed config.
-        choices: the options of each group.
+        choices: the option of each group; Hydra keeps no record of several.
 
     Raises:
         InputError: names its file.
     """
-    if "experiment" in values:
-        chosen = choices.get("experiment") or "…"
-        name = chosen if isinstance(chosen, str) else ", ".join(chosen)
-        raise InputError(
-            f"experiment/{name}.yaml: nothing reads what it sets; its first line must be # @package _global_"
-        )
+    if isinstance(values.get("experiment"), dict | list):
+        chosen = choices.get("experiment")
+        file = f"experiment/{chosen}.yaml" if isinstance(chosen, str) else "one of the experiments"
+        raise InputError(f"{file}: nothing reads what it sets; its first line must be # @package _global_")
 
 
 def refused_by_hydra(error: Exception) -> InputError | None:
@@ -123,9 +122,8 @@ def refused_by_hydra(error: Exception) -> InputError | None:
         return InputError(f"{mark.name}, line {mark.line + 1}: {error.problem}; it is not valid YAML")
     if isinstance(error, ReaderError):
         return InputError(f"{error.name}, character {error.position}: {error.reason}; it is not valid YAML")
-    if "Config group override must be" in text:
-        needed = "the name of an option, such as scheduler=none; no logger is logger=[]"
-        return InputError(f"a group of options is given something else than a name; give {needed}")
+    if "The --resolve flag can only" in text:
+        return InputError("--resolve is for the config that --cfg job prints; leave it out, or add --cfg job")
     if "Only one of --run, --multirun, --cfg" in text:
         return InputError("--cfg prints one config and -m runs several; give one of the two")
     if "Unknown plugin class" in text:
@@ -143,10 +141,20 @@ def composing_error(error: Exception, arguments: Sequence[str]) -> InputError:
     """
     if isinstance(error, UnicodeDecodeError):
         files = [str(path) for path in (own_configs(arguments) or CONF).rglob("*.yaml") if not _is_utf8(path)]
-        return InputError(f"{', '.join(files) or 'a file of options'}: found no UTF-8; save it as UTF-8")
+        return InputError(f"{' or '.join(files) or 'a file of options'} is not UTF-8; save it as UTF-8")
+    if "Config group override must be" in str(error):
+        wrong = [one for one in arguments_for_hydra("", arguments)[1] if _is_group_without_name(one)]
+        none = "; logger=[] is none" if any("logger" in one for one in wrong) else ""
+        return InputError(f"{' '.join(wrong)}: a group takes the name of an option{none}")
     reason = f"{type(error).__name__}: {error}".partition("\n")[0]
     general = f"these options can't be composed ({reason}); HYDRA_FULL_ERROR=1 shows the traceback"
     return refused_by_hydra(error) or InputError(general)
+
+
+def _is_group_without_name(option: str) -> bool:
+    override = OverridesParser.create().parse_override(option)
+    is_group = bool(override.key_or_group) and (CONF / override.key_or_group).is_dir()
+    return is_group and not isinstance(override.value(), str | list | QuotedString)
 
 
 def _is_utf8(path: Path) -> bool:
@@ -154,6 +162,8 @@ def _is_utf8(path: Path) -> bool:
         path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return False
+    except OSError:  # another matter
+        pass
     return True
 
 

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from captioning.cli.composition import Composed, compose_arguments, own_configs
 from captioning.cli.help import command_groups, command_keys, option_keys, read_groups, value_of
-from captioning.cli.names import arguments_for_hydra
+from captioning.cli.names import POSITIONAL, arguments_for_hydra
 from captioning.errors import InputError
 from captioning.files import CONF, PARTIAL
 
@@ -39,6 +39,7 @@ _ANSWERS = {  # of Hydra, by a pattern of its own words, whose groups fill the b
         "{0}.yaml overrides {1}; its first line must be # @package _global_"
     ),
     r"Multiple values for (\S+)\. To override": "{0} has an option already; exchange it by {0}=… without +",
+    r"Could not delete '([^']+)'\. No match": "{0} is not chosen, so that it can't be left out",
     r"does not support sweep type": "give values, as in a,b,c; intervals are for hydra/sweeper=optuna",
 }
 
@@ -72,7 +73,7 @@ def input_error(error: Exception) -> InputError | None:
 
 
 def refuse_missing(options: Any, config_name: str) -> None:
-    """Refuse options that leave to the user what the user has not given, or that lack what a command reads.
+    """Refuse options that leave to the user what the user has not given, or that leave out a command's group.
 
     Args:
         options: the composed config as plain values.
@@ -148,8 +149,11 @@ def options_error(error: HydraException, config_name: str, arguments: Sequence[s
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _no_option(str(error.missing_cfg_file), arguments)
     if isinstance(error, OverrideParseException):
-        if not set("=~") & set(error.override):
-            return f"found {error.override}, which has no value; give {error.override}=<value>"
+        name = error.override.strip("+~")
+        if "=" not in name:
+            return (
+                f"found {name or repr(error.override)}, which has no value; give {name or '<name>'}=<value>"
+            )
         return (
             f"Hydra can't read {error.override}; close its brackets and quotes, or quote its value: {_QUOTED}"
         )
@@ -159,8 +163,10 @@ def options_error(error: HydraException, config_name: str, arguments: Sequence[s
     if match := re.search(r"Could not override '([^']*)'", text):
         in_defaults = re.search(r"No match in the defaults list|defaults list\.?$", text.partition("\n")[0])
         return _no_key(match[1].lstrip("+~"), bool(in_defaults), config_name, arguments)
-    if match := re.search(r"Ambiguous value for argument '([^=']+)=([^']*)'", text):
-        return _several_values(match[1], match[2], config_name, arguments)
+    if match := re.search(r"Could not delete from config. '([^']+)' does not exist", text):
+        return _no_key(match[1], False, config_name, arguments)
+    if match := re.search(r"Ambiguous value for argument '([^=']+)=", text):
+        return _several_values(match[1].lstrip("+"), config_name, arguments)
     return text.partition("\n")[0]
 
 
@@ -184,10 +190,13 @@ def _no_key(name: str, is_group: bool, config_name: str, arguments: Sequence[str
     composed = _composed(config_name, arguments)
     if inside := [choice for choice in composed.choices if choice.startswith(f"{key}@")]:
         return f"there is no {name}; did you mean {inside[0]}?"
-    return f"there is no {name}; {_suggestion(name, [*groups, *_dotted(composed.values)])}"
+    known = dict.fromkeys([*groups, *_dotted(composed.values)])
+    place = "neither a file of that name nor an option" if config_name in POSITIONAL else "no"
+    return f"there is {place} {name}; {_suggestion(key, known)}"
 
 
-def _several_values(key: str, values: str, config_name: str, arguments: Sequence[str]) -> str:
+def _several_values(key: str, config_name: str, arguments: Sequence[str]) -> str:
+    values = next(one.partition("=")[2] for one in arguments if one.lstrip("+").startswith(f"{key}="))
     composed = _composed(config_name, arguments)
     value = value_of(key, composed.values)
     is_group = key in composed.choices and key not in ("experiment", "logger")

@@ -98,7 +98,7 @@ def _difference_cells(test: Difference | None) -> list[str]:
 
 def p_cell(p_value: float) -> str:
     """Format a p-value; none is zero, which `0.000` would say."""
-    return f"{p_value:.3f}" if p_value >= 0.001 else "<0.001"
+    return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def diversity_table(evaluations: Sequence[Evaluation]) -> Table:

@@ -172,7 +172,7 @@ def build_trainer(config: DictConfig) -> Trainer:
     for logger in loggers:
         tolerate(logger, LOGGING)
     callbacks = list(instantiate(config.trainer.callbacks))
-    if not loggers:  # this one would refuse to go on
+    if not loggers:  # without one, Lightning refuses this callback
         callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
     if averaging := instantiate(config.averaging):  # averaging=none is {}
         callbacks.append(averaging)
