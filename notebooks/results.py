@@ -33,6 +33,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 
+from captioning.evaluation.tables import p_cell
+
 here = Path("notebooks") if Path("notebooks/results.json").exists() else Path()
 runs = {run["run"]: run for run in json.loads((here / "results.json").read_text())}
 
@@ -110,18 +112,6 @@ BETTER = {
     "c_mte0": "Attentive Translator, sentences and average",
     "c_ue0": "Up-Down, average alone",
     "c_ut0": "Up-Down, sentences alone",
-    "c3_ud0": "Up-Down, three backbones, average, seed 0",
-    "c3_ud1": "the same, seed 1",
-    "c3_ud2": "the same, seed 2",
-    "c3_ens3": "ensemble of these three",
-    "c1_ud0": "Up-Down, one backbone, average, the same photographs",
-    "c3_sat0": "Show-Attend-Tell, three backbones, average",
-    "c3_t0": "Transformer, three backbones, average",
-    "c3_ens4": "ensemble: Up-Down twice, Transformer, Show-Attend-Tell, three backbones",
-    "c3_us0": "self-critical: Up-Down, three backbones, seed 0",
-    "c3_us1": "the same, seed 1",
-    "c3_ens2s": "ensemble of these two",
-    "c3_ens4m": "ensemble: these two, Transformer and Show-Attend-Tell by cross-entropy",
     "c_ens3": "ensemble: Up-Down, three seeds",
     "c_ens4": "ensemble: Up-Down twice, Transformer, Show-Attend-Tell",
     "c_ens4k": "ensemble: four families",
@@ -140,6 +130,29 @@ BETTER = {
     "c2_trans_noattention": "the same without attention",
     "c2_trans_shuffled": "the same with regions in a random order",
     "c2_nn60": "60 nearest neighbours",
+}
+THREE = {
+    "c3_nn1": "nearest neighbour",
+    "c3_nn20": "20 nearest neighbours",
+    "c3_mean0": "mean region, no attention",
+    "c3_gru0": "GRU + additive attention (the post's)",
+    "c3_sat0": "Show-Attend-Tell, soft",
+    "c3_hard0": "Show-Attend-Tell, hard",
+    "c3_ud0": "Up-Down, seed 0",
+    "c3_ud1": "the same, seed 1",
+    "c3_ud2": "the same, seed 2",
+    "c3_translator0": "Attentive Translator",
+    "c3_topic0": "Topic-Guided",
+    "c3_adaptive0": "Adaptive attention",
+    "c3_t0": "Transformer",
+    "c3_meshed0": "Meshed-Memory Transformer, small",
+    "c1_ud0": "control: Up-Down, one backbone",
+    "c3_ens3": "ensemble: Up-Down, three seeds",
+    "c3_ens4": "ensemble: Up-Down twice, Transformer, Show-Attend-Tell",
+    "c3_us0": "self-critical: Up-Down, seed 0",
+    "c3_us1": "the same, seed 1",
+    "c3_ens2s": "ensemble of these two",
+    "c3_ens4m": "ensemble: these two, Transformer and Show-Attend-Tell by cross-entropy",
 }
 METRICS = {
     "bleu_1": "B-1",
@@ -172,7 +185,7 @@ def table(names: Iterable[str], decoding: str) -> str:
         kept = f"{by_epoch.index(max(by_epoch)) + 1} of {len(by_epoch)}" if by_epoch else "–"
         cells = [cell(run[decoding][m]) if m in run[decoding] else "–" for m in METRICS]
         rows.append(
-            f"| {(LABELS | OTHERS | COMPLETE | BETTER).get(name, name)} | {count} | {kept} | "
+            f"| {(LABELS | OTHERS | COMPLETE | BETTER | THREE).get(name, name)} | {count} | {kept} | "
             + " | ".join(cells)
             + f" | {run['commit']} | {run.get('minutes', '–')} |"
         )
@@ -296,38 +309,35 @@ def differences(labels: dict[str, str], tell: Callable[[dict], str]) -> str:
 display(Markdown(differences(SEEDS, lambda test: "{difference:+.1f} [{low:.1f}, {high:.1f}]".format(**test))))
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(16, 5))
-for place, name in enumerate(
-    (
-        "mean0",
-        "c_gru0",
-        "c_sat0",
-        "hard0",
-        "c_updown0",
-        "c_translator0",
-        "c_topic0",
-        "c_adaptive0",
-        "meshed0",
-        "t0",
-        "c_ute0",
-        "c_tte0",
-        "c_ste0",
-        "c_mte0",
-        "c1_ud0",
-        "c3_ud0",
-        "c3_sat0",
-        "c3_t0",
-        "c3_us0",
-    )
-):
-    run = runs[name]
-    for panel, key in ((left, "nll_by_epoch"), (right, "cider_by_epoch")):
-        style = "-" if place < 10 else "--"  # the eleventh line has the first one's colour
-        panel.plot(range(1, len(run[key]) + 1), run[key], style, marker=".", label=(COMPLETE | BETTER)[name])
-left.set(xlabel="epoch", ylabel="dev, nats a word")
-right.set(xlabel="epoch", ylabel="dev, CIDEr-D, greedy")
-right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-figure.tight_layout()
+def curves(names: list[str], labels: dict[str, str]) -> None:
+    """Draw loss and greedy CIDEr-D by epoch."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(16, 4.5))
+    for place, name in enumerate(names):
+        for panel, key in ((left, "nll_by_epoch"), (right, "cider_by_epoch")):
+            style = "-" if place < 10 else "--"  # the eleventh line has the first one's colour
+            epochs = range(1, len(runs[name][key]) + 1)
+            panel.plot(epochs, runs[name][key], style, marker=".", label=labels[name])
+    left.set(xlabel="epoch", ylabel="dev, nats a word")
+    right.set(xlabel="epoch", ylabel="dev, CIDEr-D, greedy")
+    right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.tight_layout()
+
+
+families_complete = [name for name in COMPLETE if name.endswith("0") and name != "s0"]
+curves([*families_complete, "c_ute0", "c_tte0", "c_ste0", "c_mte0"], COMPLETE | BETTER)
+
+# %% [markdown]
+# ## Three backbones
+#
+# EfficientNet-Lite0, EfficientNet-Lite2 and the partial InceptionV3 side by side, the photographs themselves, 2 CPU cores; one recipe for
+# all families: averaged weights, one cycle over five epochs (the Transformers with smoothed labels, AdamW and dropout 0.3), seed 0 unless
+# the row says otherwise. Commands, conditions and what the rows show: [RESULTS.md](RESULTS.md#three-backbones-all-families).
+
+# %%
+display(Markdown(table([name for name in THREE if name in runs], "beam5")))
+
+# %%
+curves([name for name in THREE if name.endswith("0") and "cider_by_epoch" in runs.get(name, {})], THREE)
 
 # %% [markdown]
 # ## What the papers report, on other features and data
@@ -373,7 +383,7 @@ def change_table(rows: dict[str, tuple[str, str]]) -> str:
         scores = runs[name][decoding]
         change = scores["cider_d"]["score"] - base["cider_d"]["score"]
         test = runs.get(f"compare_{name}_{decoding}")
-        p = f"{test['paired']['cider_d']['p_value']:.3f}" if test else "–"
+        p = p_cell(test["paired"]["cider_d"]["p_value"]) if test else "–"
         lines.append(
             f"| {label} | {cell(scores['cider_d'])} | {change:+.1f} | {p} | {cell(scores['bleu_4'])} | "
             f"{scores['diversity']['mean_length']:.1f} | {runs[name]['commit']} | {runs[name].get('minutes', '–')} |"
@@ -447,8 +457,9 @@ TESTS = {
     "compare_seed8_beam5": "eight epochs, seed 0, beam 5 against greedy",
     "compare_seed8_s1_beam5": "the same, seed 1",
     "compare_seed8_s2_beam5": "the same, seed 2",
+    "compare_c3_ens4m_ens4": "three backbones, ensembles: two self-critical members over cross-entropy alone",
 }
-display(Markdown(differences(TESTS, lambda test: "{difference:+.1f} (p = {p_value:.3f})".format(**test))))
+display(Markdown(differences(TESTS, lambda test: f"{test['difference']:+.1f} (p {p_cell(test['p_value'])})")))
 
 # %% [markdown]
 # ## What the captions are like
