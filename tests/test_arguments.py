@@ -143,3 +143,12 @@ def test_an_own_experiment_may_set_a_key_of_that_name(own_options: Path) -> None
     (own_options / "experiment" / "key.yaml").write_text("# @package _global_\nexperiment: pilot\n")
     composed = compose_arguments("train", ["-cd", str(own_options), "experiment=key"])
     assert composed.values["experiment"] == "pilot"
+
+
+def test_a_name_that_is_neither_a_file_nor_an_option_is_called_both(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        print_help("caption", ["photograph=1.jpg"])
+    start = "error: there is neither a file of that name nor an option photograph; "
+    assert capsys.readouterr().err.startswith(start)

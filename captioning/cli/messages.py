@@ -191,8 +191,10 @@ def _no_key(name: str, is_group: bool, config_name: str, arguments: Sequence[str
     if inside := [choice for choice in composed.choices if choice.startswith(f"{key}@")]:
         return f"there is no {name}; did you mean {inside[0]}?"
     known = dict.fromkeys([*groups, *_dotted(composed.values)])
-    place = "neither a file of that name nor an option" if config_name in POSITIONAL else "no"
-    return f"there is {place} {name}; {_suggestion(key, known)}"
+    remedy = _suggestion(key, known)
+    if config_name in POSITIONAL and not remedy.startswith("did you mean"):
+        return f"there is neither a file of that name nor an option {name}; {remedy}"
+    return f"there is no {name}; {remedy}"
 
 
 def _several_values(key: str, config_name: str, arguments: Sequence[str]) -> str:
